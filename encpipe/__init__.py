@@ -1,0 +1,1 @@
+"""Envelope encryption for Parquet datasets, decrypted only in memory, straight into PyTorch."""

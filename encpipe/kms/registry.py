@@ -1,0 +1,95 @@
+"""URI scheme -> back end, and the rule which master keys may be used at all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Final
+
+from encpipe.config import Config
+from encpipe.errors import ConfigError, UntrustedKeyError
+from encpipe.keys import MasterKey
+from encpipe.kms.base import AskPassphrase, Kms, KmsSettings
+
+BACKENDS: Final[Mapping[str, str]] = {
+    "local": "encpipe.kms.local:LocalKms",
+    "aws-kms": "encpipe.kms.aws:AwsKms",
+}
+"""URI scheme -> module:class. Third parties register under the entry point group `encpipe.kms`."""
+
+
+class MasterKeys:
+    """The master keys a configuration gives access to.
+
+    A URI is used only if the configuration names it (`trust.master_keys`, `keys`) or the local keyring
+    holds it; any other raises `UntrustedKeyError` before anything is sent anywhere. `extra` adds ready
+    back ends by scheme, for tests and for embedding programs; what they hold still has to be trusted.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        ask_passphrase: AskPassphrase | None = None,
+        extra: Mapping[str, Kms] | None = None,
+    ) -> None:
+        self.config = config
+        self._ask_passphrase = ask_passphrase
+        self._services: dict[str, Kms] = dict(extra or {})
+        self._lock = threading.Lock()
+        self._trusted = [*config.trust.master_keys, *(uri for uris in config.keys.values() for uri in uris)]
+
+    def for_key_name(self, key_name: str) -> tuple[MasterKey, ...]:
+        """The master keys that the configuration gives a key name; the first wraps, all may open.
+
+        Raises `ConfigError` when the configuration names none.
+        """
+        uris = self.config.keys.get(key_name)
+        if not uris:
+            raise ConfigError(
+                f"the configuration names no master key for key name {key_name!r}",
+                hint=f'add it to the table "keys" ({key_name} = ["local:NAME"]), or pass --key {key_name}=URI',
+                code="config-missing",
+            )
+        return tuple(self.get(uri) for uri in uris)
+
+    def rank(self, uri: str) -> int:
+        """Where the configuration names the URI: wrappings are tried in this order."""
+        return self._trusted.index(uri) if uri in self._trusted else len(self._trusted)
+
+    def get(self, uri: str) -> MasterKey:
+        """The master key of a trusted URI. Raises `UntrustedKeyError` for any other."""
+        service = self._service(uri)
+        if uri not in self._trusted and not service.trusts(uri):
+            raise UntrustedKeyError(
+                f"the master key {uri!r} is not trusted by this configuration",
+                hint=f'if you expect it, add it to trust.master_keys: master_keys = ["{uri}"]',
+            )
+        return service.master_key(uri)
+
+    def _service(self, uri: str) -> Kms:
+        scheme = uri.partition(":")[0]
+        with self._lock:
+            if scheme not in self._services:
+                self._services[scheme] = self._load(scheme)
+            return self._services[scheme]
+
+    def _load(self, scheme: str) -> Kms:
+        settings = KmsSettings(
+            table=self.config.kms.get(scheme, {}),
+            keyring=self.config.keyring,
+            tls=self.config.tls,
+            ask_passphrase=self._ask_passphrase,
+        )
+        target = BACKENDS.get(scheme)
+        if target is not None:
+            module, _, name = target.partition(":")
+            made: Kms = getattr(import_module(module), name)(settings)
+            return made
+        for point in entry_points(group="encpipe.kms", name=scheme):
+            third_party: Kms = point.load()(settings)
+            return third_party
+        known = ", ".join(sorted(BACKENDS))
+        raise ConfigError(f"no key service for the scheme {scheme[:40]!r}", hint=f"known schemes: {known}")

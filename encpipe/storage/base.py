@@ -1,0 +1,104 @@
+"""The contract of a storage back end. Paths are relative to the dataset's URL, "/" between parts.
+
+Every method raises `StorageError` (codes `not-found`, `exists`, `storage-denied`, `storage-full`,
+`storage-unavailable`, `storage`), never an error of the operating system or of an SDK. All are safe to call from
+several threads.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import BinaryIO
+
+import pyarrow as pa
+from pyarrow import fs
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object: path below the dataset, size in bytes, last change by the storage's clock (UTC)."""
+
+    path: str
+    size: int
+    modified: datetime
+
+
+class Storage(ABC):
+    """Where one dataset lives.
+
+    Guarantees of every back end: an object that `create` or `create_file` made is whole and durable, or not
+    there at all; `commit` replaces one object as a whole, and of two racing commits at most one passes whose
+    check saw the same state.
+    """
+
+    url: str
+    """What the user named, without credentials, for messages."""
+
+    @abstractmethod
+    def read(self, path: str, *, limit: int) -> bytes:
+        """The whole object. Raises `StorageError` `not-found`, or `storage` beyond `limit` bytes."""
+
+    @abstractmethod
+    def size(self, path: str) -> int:
+        """Size in bytes. Raises `StorageError` `not-found`."""
+
+    @abstractmethod
+    def open_input(self, path: str) -> pa.NativeFile:
+        """Random access for one thread at a time; to be closed by the caller.
+
+        Never a Python object behind the scenes: PyArrow may abort at exit with one (docs/adr).
+        """
+
+    @abstractmethod
+    def arrow_path(self, path: str) -> tuple[fs.FileSystem, str]:
+        """Arrow's own file system and the path in it, for fragments of a PyArrow dataset."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects whose path starts with `prefix` (a folder path ending in "/", or ""), in path order."""
+
+    @abstractmethod
+    def create(self, path: str, data: bytes) -> None:
+        """Make a new object, durable on return. Raises `StorageError` `exists` when there is one."""
+
+    @abstractmethod
+    def create_file(self, path: str) -> AbstractContextManager[BinaryIO]:
+        """A writable stream that becomes the object when the block ends without an error.
+
+        On an error nothing is left behind. A path is random and never used twice, so nothing is overwritten.
+        """
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove an object; none there is no error."""
+
+    @abstractmethod
+    def commit(
+        self,
+        path: str,
+        data: bytes,
+        *,
+        check: Callable[[bytes | None], None],
+        is_ours: Callable[[bytes], bool],
+    ) -> None:
+        """Replace `path` by `data` if `check(current bytes, None when absent)` does not raise.
+
+        Atomic against every other commit: when the object changes between check and write, raises
+        `ConflictError` and leaves it as it is. An answer lost on the way is settled by `is_ours(current
+        bytes)`: True means our write did happen. What `check` raises passes through.
+        """
+
+    @abstractmethod
+    def hold(self, path: str) -> AbstractContextManager[None]:
+        """Be the one live owner of `path` for the length of the block.
+
+        Raises `ConflictError` `locked` when another live process (or thread) is. Ends with the process, also on
+        kill -9: at once on a local disk, after the lease time elsewhere.
+        """
+
+    def close(self) -> None:
+        """Release connections. The storage is not used afterwards."""
