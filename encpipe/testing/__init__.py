@@ -1,0 +1,1 @@
+"""What tests of code that uses encpipe need: fakes, faults, and contract suites for back ends."""

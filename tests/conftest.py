@@ -1,0 +1,85 @@
+"""Real servers as fixtures: started once per run on first use, shared by all pytest-xdist workers.
+
+The servers live in a folder of their own and belong to the xdist controller (or the only process): it ends
+them when the run is over, and their keepers do so if it is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers.aws import Kms, MotoServer, RotoServer
+from servers.ca import CertificateAuthority
+from servers.seaweed import Seaweed, SeaweedServer
+from servers.shared import Run
+
+RUN = pytest.StashKey[Run]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    workerinput = getattr(config, "workerinput", None)
+    if workerinput is None:
+        config.stash[RUN] = Run(Path(tempfile.mkdtemp(prefix="encpipe-tests-")), os.getpid())
+    else:
+        config.stash[RUN] = Run(Path(workerinput["servers_folder"]), workerinput["servers_owner_pid"])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Runs in the xdist controller for each worker before it starts."""
+    run = node.config.stash[RUN]
+    node.workerinput["servers_folder"] = str(run.folder)
+    node.workerinput["servers_owner_pid"] = run.owner_pid
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    run = config.stash.get(RUN, None)
+    if run is not None and run.owner_pid == os.getpid():
+        run.end()
+
+
+@pytest.fixture(scope="session")
+def server_run(pytestconfig: pytest.Config) -> Run:
+    return pytestconfig.stash[RUN]
+
+
+@pytest.fixture(scope="session")
+def ca(server_run: Run) -> CertificateAuthority:
+    """The run's certificate authority: `ca.path`, `ca.server()`, `ca.client()`, `ca.self_signed()`."""
+    return server_run.authority()
+
+
+@pytest.fixture(scope="session")
+def seaweed(server_run: Run, ca: CertificateAuthority) -> Seaweed:
+    """SeaweedFS over http and https. Shared: use `bucket`, and never stop it (start a `SeaweedServer`)."""
+    return server_run.server(
+        "seaweed", Seaweed, lambda owner, parent: SeaweedServer(ca, owner_pid=owner, parent=parent)
+    )
+
+
+@pytest.fixture
+def bucket(seaweed: Seaweed) -> str:
+    """The name of a fresh bucket."""
+    return seaweed.create_bucket()
+
+
+@pytest.fixture(scope="session")
+def roto_kms(server_run: Run) -> Kms:
+    return server_run.server("roto", Kms, lambda owner, parent: RotoServer(owner_pid=owner, parent=parent))
+
+
+@pytest.fixture(scope="session")
+def moto_kms(server_run: Run) -> Kms:
+    return server_run.server("moto", Kms, lambda owner, parent: MotoServer(owner_pid=owner, parent=parent))
+
+
+@pytest.fixture(scope="session")
+def moto_kms_tls(server_run: Run, ca: CertificateAuthority) -> Kms:
+    """moto over https with a certificate of `ca`."""
+    return server_run.server(
+        "moto-tls", Kms, lambda owner, parent: MotoServer(ca, owner_pid=owner, parent=parent)
+    )
