@@ -1,8 +1,8 @@
 """The contract of a storage back end. Paths are relative to the dataset's URL, "/" between parts.
 
 Every method raises `StorageError` (codes `not-found`, `exists`, `storage-denied`, `storage-full`,
-`storage-unavailable`, `storage`), never an error of the operating system or of an SDK. All are safe to call from
-several threads.
+`storage-unavailable`, `storage`), never an error of the operating system or of an SDK. All are safe to call
+from several threads.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ class Storage(ABC):
     def hold(self, path: str) -> AbstractContextManager[None]:
         """Be the one live owner of `path` for the length of the block.
 
-        Raises `ConflictError` `locked` when another live process (or thread) is. Ends with the process, also on
-        kill -9: at once on a local disk, after the lease time elsewhere.
+        Raises `ConflictError` `locked` when another live process (or thread) is. Ends with the process, also
+        on kill -9: at once on a local disk, after the lease time elsewhere.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most back ends have nothing to release
         """Release connections. The storage is not used afterwards."""

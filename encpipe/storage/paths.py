@@ -1,0 +1,55 @@
+"""Which paths a storage takes: relative, "/" between parts, never leaving the dataset."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from encpipe.errors import StorageError
+
+MAX_PATH_BYTES: Final = 900
+"""UTF-8 bytes of a path: S3 keys end at 1024, and the dataset's own prefix needs room."""
+MAX_PART_BYTES: Final = 255
+"""UTF-8 bytes of one part: the limit of Linux file systems, and of SeaweedFS."""
+LOCK_PATH: Final = "_encpipe/lock"
+"""What commits lock on a local disk. Never deleted by a storage, reported by `list`."""
+MAX_COMMITTED_BYTES: Final = 64 << 20
+"""Largest object `commit` reads back for its check; a manifest has at most 16 MiB."""
+
+
+def check_path(path: str) -> str:
+    """`path` itself. Raises `StorageError` when it is absolute or too long, or has an empty, `.` or `..` part."""
+    parts = path.split("/")
+    raw = path.encode("utf-8", "surrogateescape")
+    if any(part in ("", ".", "..") for part in parts) or b"\0" in raw:
+        raise StorageError(f"the path {path[:200]!r} would leave the dataset or names no object in it")
+    longest = max(len(part.encode("utf-8", "surrogateescape")) for part in parts)
+    if len(raw) > MAX_PATH_BYTES or longest > MAX_PART_BYTES:
+        raise StorageError(
+            f"the path {path[:60]!r}... is too long: {len(raw)} bytes, its longest part {longest}",
+            hint=f"at most {MAX_PATH_BYTES} bytes, {MAX_PART_BYTES} for a part: shorten partition values",
+        )
+    return path
+
+
+def check_prefix(prefix: str) -> str:
+    """`prefix` itself, "" or a folder path ending in "/". Raises `StorageError` like `check_path`."""
+    if prefix:
+        check_path(prefix.removesuffix("/"))
+        if not prefix.endswith("/"):
+            raise StorageError(f"the prefix {prefix[:200]!r} does not end in '/'")
+    return prefix
+
+
+def absent(path: str, url: str) -> StorageError:
+    """There is no such object."""
+    return StorageError(f"no object {path!r} in {url}", hint="check the URL", code="not-found")
+
+
+def taken(path: str, url: str) -> StorageError:
+    """There is one already, and it stays."""
+    return StorageError(f"the object {path!r} in {url} exists and is not overwritten", code="exists")
+
+
+def too_large(path: str, url: str, limit: int) -> StorageError:
+    """Larger than the reader is ready for."""
+    return StorageError(f"the object {path!r} in {url} is larger than the {limit} bytes it may have")
