@@ -223,7 +223,12 @@ def test_stall_lasts_until_the_client_goes(proxy: FaultProxy, path: str) -> None
 def test_stop_does_not_wait_for_faults(upstream: Upstream, fault: Fault) -> None:
     claimed = threading.Event()
     with socket.socket() as sock, FaultProxy("127.0.0.1", upstream.port) as proxy:
-        fault.match = lambda method, path: claimed.set() is None
+
+        def match(method: str, path: str) -> bool:
+            claimed.set()
+            return True
+
+        fault.match = match
         proxy.faults = [fault]
         sock.connect(("127.0.0.1", proxy.port))
         sock.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")

@@ -114,4 +114,4 @@ class MotoServer(_KmsServer):
     def environment(self) -> Mapping[str, str]:
         if self._free_requests is None:
             return {}
-        return {"INITIAL_NO_AUTH_ACTION_COUNT": str(self._free_requests)}
+        return {"INITIAL_NO_AUTH_ACTION_COUNT": str(self._free_requests + 1)}  # one for our probe

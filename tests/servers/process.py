@@ -132,8 +132,8 @@ class Server:
         return self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
 
     def kill(self) -> None:
-        """`kill -9`, as a power cut would; the folder stays."""
-        if self._process is not None:
+        """`kill -9`; the folder stays, so that `start()` can bring the server back on the same ports."""
+        if self._process is not None and self._process.poll() is None:
             end_group(self._process.pid)
             self._process.wait()
 
