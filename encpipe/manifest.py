@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from encpipe import aead, strictjson
 from encpipe.aead import Label
-from encpipe.errors import FormatError, ManifestError, UnwrapError
+from encpipe.errors import FormatError, ManifestError, StaleDatasetError, UnwrapError
 from encpipe.keys import KEY_NAME, KeyContext, Secret, WrappedKey
 from encpipe.strictjson import Fields
 
@@ -34,6 +34,7 @@ MAX_BLOB_BYTES: Final = 16 << 10
 """Length of one wrapping."""
 RETAINED_GENERATIONS: Final = 16
 """Older generations that stay readable after a commit; `gc` removes what falls out."""
+MAX_RETAINED: Final = 1000
 STATES: Final = ("active", "retired", "shredded")
 
 
@@ -117,57 +118,72 @@ class Core:
 
 
 @dataclass(frozen=True)
-class Retained:
-    """An older generation that stays readable: its core's stored bytes and their MACs by KEK id."""
-
-    core_line: bytes
-    core_macs: Mapping[str, bytes]
-
-    @property
-    def core(self) -> Core:
-        return _parse_core(self.core_line)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A parsed manifest. Nothing in it is to be trusted before `check_core` and `check_all` passed."""
+class TaggedCore:
+    """A core with its stored bytes and its MACs by KEK id: of the newest generation or a retained one."""
 
     core: Core
-    revision: int
-    wrappings: Mapping[str, tuple[WrappedKey, ...]]
-    retained: tuple[Retained, ...]
-    core_macs: Mapping[str, bytes]
-    manifest_mac: bytes
-    signatures: tuple[Mapping[str, Any], ...]
-    core_line: bytes = field(repr=False)
-    keys_line: bytes = field(repr=False)
-    keys_raw: Mapping[str, Any] = field(repr=False)
+    line: bytes = field(repr=False)
+    macs: Mapping[str, bytes] = field(repr=False)
 
     @property
-    def core_digest(self) -> str:
+    def digest(self) -> str:
         """SHA-256 of the core's stored bytes, hex: what pins, resume states and signatures bind to."""
-        return hashlib.sha256(self.core_line).hexdigest()
+        return hashlib.sha256(self.line).hexdigest()
 
     def context(self, kek: KekRecord) -> KeyContext:
         """What the wrappings of `kek` are bound to."""
         return KeyContext(self.core.dataset_id, kek.key_name, kek.id)
 
-    def check_core(self, kek_id: str, kek: Secret) -> None:
+    def check(self, kek_id: str, kek: Secret) -> None:
         """Raise unless `kek` is the committed one and its MAC covers the core.
 
         To be called for every KEK a reader gets hold of: `UnwrapError` or `ManifestError`.
         """
         check_commitment(self.core.kek(kek_id), kek)
-        tag = self.core_macs.get(kek_id)
+        tag = self.macs.get(kek_id)
         if tag is None:
             raise ManifestError(f"the manifest lacks the core MAC under KEK {kek_id}", code="manifest-mac")
-        key = core_mac_key(kek, self.core.dataset_id)
-        aead.check_mac(key, self.core_line, tag, what="the manifest's core")
+        aead.check_mac(_core_mac_key(kek, self.core), self.line, tag, what="the manifest's core")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A parsed manifest. Nothing in it is to be trusted before `head.check` and `check_all` passed."""
+
+    head: TaggedCore
+    revision: int
+    wrappings: Mapping[str, tuple[WrappedKey, ...]]
+    retained: tuple[TaggedCore, ...]
+    manifest_mac: bytes
+    signatures: tuple[Mapping[str, Any], ...]
+    keys_line: bytes = field(repr=False)
+    keys_raw: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def core(self) -> Core:
+        """The newest generation's core."""
+        return self.head.core
+
+    @property
+    def history(self) -> tuple[TaggedCore, ...]:
+        """What a commit on top of this one retains, newest last."""
+        return (*self.retained, self.head)[-RETAINED_GENERATIONS:]
+
+    def generation(self, number: int) -> TaggedCore:
+        """The core of a generation. Raises `StaleDatasetError` when it is not retained."""
+        for tagged in (self.head, *self.retained):
+            if tagged.core.generation == number:
+                return tagged
+        kept = ", ".join(str(t.core.generation) for t in (*self.retained, self.head))
+        raise StaleDatasetError(
+            f"generation {number} is not in the manifest: it was removed, or never was",
+            hint=f"generations there are: {kept}",
+        )
 
     def check_all(self, footer_kek: Secret) -> None:
         """Raise `ManifestError` unless the manifest MAC covers core and keys lines."""
-        key = aead.derive(footer_kek, Label.MANIFEST_MAC, bytes.fromhex(self.core.dataset_id))
-        message = _manifest_message(self.core_line, self.keys_line)
+        message = _manifest_message(self.head.line, self.keys_line)
+        key = _manifest_mac_key(footer_kek, self.core)
         aead.check_mac(key, message, self.manifest_mac, what="the manifest")
 
 
@@ -186,9 +202,12 @@ def check_commitment(record: KekRecord, kek: Secret) -> None:
         )
 
 
-def core_mac_key(kek: Secret, dataset_id: str) -> Secret:
-    """The key of a core MAC: HKDF-Expand(KEK, core-mac label || 0 || dataset id)."""
-    return aead.derive(kek, Label.CORE_MAC, bytes.fromhex(dataset_id))
+def _core_mac_key(kek: Secret, core: Core) -> Secret:
+    return aead.derive(kek, Label.CORE_MAC, bytes.fromhex(core.dataset_id))
+
+
+def _manifest_mac_key(footer_kek: Secret, core: Core) -> Secret:
+    return aead.derive(footer_kek, Label.MANIFEST_MAC, bytes.fromhex(core.dataset_id))
 
 
 def _manifest_message(core_line: bytes, keys_line: bytes) -> bytes:
@@ -200,17 +219,17 @@ def build(
     *,
     revision: int,
     wrappings: Mapping[str, Iterable[WrappedKey]],
-    retained: Iterable[Retained],
+    retained: Iterable[TaggedCore],
     keks: Mapping[str, Secret],
     keys_raw: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The bytes of a manifest with a new core. `keks` must hold every KEK that is not retired.
+    """The bytes of a manifest with a new core. `keks` must hold every active KEK.
 
     Raises `KeyError` when one is missing: a core without the MAC of every key name is never built.
     """
     core_line = strictjson.dumps(core.as_json())
-    macs = {
-        kek.id: aead.mac(core_mac_key(keks[kek.id], core.dataset_id), core_line)
+    core_macs = {
+        kek.id: aead.mac(_core_mac_key(keks[kek.id], core), core_line)
         for kek in core.keks
         if kek.state == "active"
     }
@@ -218,26 +237,22 @@ def build(
         **(keys_raw or {}),
         "revision": revision,
         "wrappings": wrappings_json(wrappings),
-        "retained": [_retained_json(r) for r in retained],
+        "retained": [{"core": r.line.decode(), "core_macs": _macs_json(r.macs)} for r in retained],
     }
-    return _join(core, core_line, strictjson.dumps(keys), macs, (), keks[core.footer_kek.id])
-
-
-def _join(
-    core: Core,
-    core_line: bytes,
-    keys_line: bytes,
-    macs: Mapping[str, bytes],
-    signatures: Iterable[Mapping[str, Any]],
-    footer_kek: Secret,
-) -> bytes:
-    key = aead.derive(footer_kek, Label.MANIFEST_MAC, bytes.fromhex(core.dataset_id))
+    keys_line = strictjson.dumps(keys)
+    footer_kek = keks[core.footer_kek.id]
     tags = {
-        "core_macs": {kek_id: tag.hex() for kek_id, tag in macs.items()},
-        "manifest_mac": aead.mac(key, _manifest_message(core_line, keys_line)).hex(),
-        "signatures": list(signatures),
+        "core_macs": _macs_json(core_macs),
+        "manifest_mac": aead.mac(
+            _manifest_mac_key(footer_kek, core), _manifest_message(core_line, keys_line)
+        ).hex(),
+        "signatures": [],
     }
     return b"\n".join((core_line, keys_line, strictjson.dumps(tags), b""))
+
+
+def _macs_json(macs: Mapping[str, bytes]) -> dict[str, str]:
+    return {kek_id: tag.hex() for kek_id, tag in macs.items()}
 
 
 def _wrapping_json(wrapped: WrappedKey) -> dict[str, Any]:
@@ -246,13 +261,6 @@ def _wrapping_json(wrapped: WrappedKey) -> dict[str, Any]:
         "version": wrapped.version,
         "blob": aead.to_text(wrapped.blob),
         "created": wrapped.created,
-    }
-
-
-def _retained_json(retained: Retained) -> dict[str, Any]:
-    return {
-        "core": retained.core_line.decode(),
-        "core_macs": {kek_id: tag.hex() for kek_id, tag in retained.core_macs.items()},
     }
 
 
@@ -265,19 +273,16 @@ def parse(data: bytes) -> Manifest:
     if len(lines) != 4 or lines[3]:
         raise ManifestError("the manifest is not three lines: it was cut or edited")
     core_line, keys_line, tags_line = lines[:3]
-    core = _parse_core(core_line)
     keys_raw = strictjson.loads(keys_line, what="the manifest's keys line")
     keys = Fields(keys_raw, what="the manifest's keys line")
     tags = Fields(strictjson.loads(tags_line, what="the manifest's tags line"), what="the tags line")
     return Manifest(
-        core=core,
+        head=TaggedCore(_parse_core(core_line), core_line, _parse_macs(tags)),
         revision=keys.integer("revision"),
         wrappings=parse_wrappings(keys),
         retained=_parse_retained(keys),
-        core_macs=_parse_macs(tags),
         manifest_mac=tags.sha256("manifest_mac"),
         signatures=tuple(tags.array("signatures", limit=MAX_WRAPPINGS)),
-        core_line=core_line,
         keys_line=keys_line,
         keys_raw=keys_raw,
     )
@@ -371,11 +376,12 @@ def _parse_wrapping(item: Any) -> WrappedKey:
     )
 
 
-def _parse_retained(fields: Fields) -> tuple[Retained, ...]:
+def _parse_retained(fields: Fields) -> tuple[TaggedCore, ...]:
     found = []
-    for item in fields.array("retained", limit=1000):
+    for item in fields.array("retained", limit=MAX_RETAINED):
         entry = Fields(item, what="a retained generation")
-        found.append(Retained(entry.text("core", limit=1 << 20).encode(), _parse_macs(entry)))
+        line = entry.text("core", limit=MAX_MANIFEST_BYTES).encode()
+        found.append(TaggedCore(_parse_core(line), line, _parse_macs(entry)))
     return tuple(found)
 
 

@@ -1,0 +1,231 @@
+"""The keys of one dataset: DEK <-> KEK <-> master key.
+
+A `DatasetKeys` is made for one dataset and passed in, never global. It unwraps a KEK when it is first
+needed, once for all threads, and checks it before it is used (commitment and core MAC). DEKs are wrapped
+with AES-256-GCM under HKDF-Expand(KEK, dek-wrap label || 0 || file id) (docs/format.md, "DEK wrapping").
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from encpipe import aead
+from encpipe.aead import Label
+from encpipe.errors import (
+    DecryptionError,
+    EncpipeError,
+    IntegrityError,
+    KeyAccessDeniedError,
+    KeyNotFoundError,
+    KmsError,
+    KmsUnavailableError,
+    ShreddedError,
+    UntrustedKeyError,
+    UnwrapError,
+)
+from encpipe.keys import ID_BYTES, KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey
+from encpipe.manifest import KekRecord
+
+_DEK_WRAP_VERSION: Final = b"\x01"
+_HEADER_BYTES: Final = 1 + ID_BYTES
+WRAPPED_DEK_CHARACTERS: Final = 103
+"""Length of a wrapped DEK: base64url of 0x01, file id, nonce, 32 bytes of ciphertext and the tag."""
+
+Check = Callable[[str, Secret], None]
+"""(KEK id, KEK): raises unless this is the KEK that the manifest or journal commits to."""
+
+
+class MasterKeySource(Protocol):
+    """Where master keys come from; `encpipe.kms.MasterKeys` is one."""
+
+    def get(self, uri: str) -> MasterKey:
+        """The master key of a trusted URI; raises `UntrustedKeyError` for any other."""
+        ...
+
+    def rank(self, uri: str) -> int:
+        """The order in which wrappings are tried."""
+        ...
+
+
+def master_key_id(kek: KekRecord) -> str:
+    """How a Parquet file names the KEK of a DEK: `<key name>.<KEK id>`."""
+    return f"{kek.key_name}.{kek.id}"
+
+
+def wrap_dek(kek: Secret, dek: bytes, *, file_id: str, key_id: str) -> str:
+    """103 characters, bound to the file and the KEK's name."""
+    header = _DEK_WRAP_VERSION + bytes.fromhex(file_id)
+    key = aead.derive(kek, Label.DEK_WRAP, header[1:])
+    return aead.to_text(header + aead.seal(key, dek, aad=header + key_id.encode()))
+
+
+def unwrap_dek(kek: Secret, wrapped: str, *, file_id: str, key_id: str) -> bytes:
+    """The DEK. Raises `UnwrapError` for another file, KEK, key id, or other bytes."""
+    try:
+        data = aead.from_text(wrapped) if len(wrapped) == WRAPPED_DEK_CHARACTERS else b""
+    except ValueError:
+        data = b""
+    header = _DEK_WRAP_VERSION + bytes.fromhex(file_id)
+    if data[:_HEADER_BYTES] != header:
+        raise UnwrapError(
+            f"a data key of file {file_id} is not of this file: the file was swapped or edited",
+            hint="restore the file from a copy you trust",
+        )
+    try:
+        key = aead.derive(kek, Label.DEK_WRAP, header[1:])
+        return aead.open_sealed(key, data[_HEADER_BYTES:], aad=header + key_id.encode())
+    except DecryptionError:
+        raise UnwrapError(
+            f"a data key of file {file_id} does not open: the file was edited or is of another dataset",
+            hint="restore the file from a copy you trust",
+        ) from None
+
+
+def dek_commitment(file_id: str, dek: bytes) -> bytes:
+    """SHA-256(dek-commitment label || 0 || file id || DEK)."""
+    return aead.digest(Label.DEK_COMMITMENT, bytes.fromhex(file_id), dek)
+
+
+@dataclass(frozen=True)
+class NewKek:
+    """A KEK made here, with its wrappings."""
+
+    kek: Secret
+    wrappings: tuple[WrappedKey, ...]
+
+
+def make_kek(context: KeyContext, master_keys: Iterable[MasterKey]) -> NewKek:
+    """A random KEK, wrapped by each of `master_keys`. One KMS call for each."""
+    kek = Secret.random(KEY_BYTES)
+    return NewKek(kek, tuple(master.wrap(kek, aad=context) for master in master_keys))
+
+
+class _Held:
+    """One KEK of the dataset: its lock makes the unwrap single flight."""
+
+    def __init__(self, record: KekRecord) -> None:
+        self.record = record
+        self.lock = threading.Lock()
+        self.kek: Secret | None = None
+        self.since = 0.0
+
+
+class DatasetKeys:
+    """The KEKs of one dataset, unwrapped when needed and kept as long as this object lives.
+
+    With `max_age` (seconds) a KEK is asked for again after that time: a denial then stops the reader, an
+    outage is bridged for `grace` seconds more. `check` is called with every KEK before it is used.
+    `unwraps` counts KMS calls that gave a KEK, `refusals` those that did not.
+    """
+
+    def __init__(
+        self,
+        dataset_id: str,
+        records: Iterable[KekRecord],
+        wrappings: Mapping[str, Iterable[WrappedKey]],
+        master_keys: MasterKeySource,
+        check: Check,
+        *,
+        max_age: float | None = None,
+        grace: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._dataset_id = dataset_id
+        self._held = {record.id: _Held(record) for record in records}
+        self._wrappings = wrappings
+        self._master_keys = master_keys
+        self._check = check
+        self._max_age = max_age
+        self._grace = grace
+        self._clock = clock
+        self._count = threading.Lock()
+        self.unwraps = 0
+        self.refusals = 0
+
+    def put(self, kek_id: str, kek: Secret) -> None:
+        """Hold a KEK that was made here, so that it need not be unwrapped."""
+        held = self._held[kek_id]
+        with held.lock:
+            held.kek, held.since = kek, self._clock()
+
+    def kek(self, kek_id: str) -> Secret:
+        """The KEK of this id.
+
+        Raises `UnwrapError` for an id the dataset does not have, `UntrustedKeyError`, a `KmsError`, or the
+        `IntegrityError` of `check`.
+        """
+        held = self._held.get(kek_id)
+        if held is None:
+            raise UnwrapError(f"the dataset has no KEK {kek_id[:64]!r}: the file is of another dataset")
+        with held.lock:
+            age = self._clock() - held.since
+            if held.kek is None:
+                held.kek = self._unwrap(held.record)
+                held.since = self._clock()
+            elif self._max_age is not None and age > self._max_age:
+                self._renew(held, age - self._max_age)
+            return held.kek
+
+    def _renew(self, held: _Held, overdue: float) -> None:
+        try:
+            held.kek = self._unwrap(held.record)
+            held.since = self._clock()
+        except KmsUnavailableError:
+            if overdue > self._grace:
+                held.kek = None
+                raise
+        except EncpipeError:
+            held.kek = None
+            raise
+
+    def _unwrap(self, record: KekRecord) -> Secret:
+        wrappings = sorted(
+            self._wrappings.get(record.id, ()), key=lambda w: self._master_keys.rank(w.master_key)
+        )
+        if record.state == "shredded" or not wrappings:
+            raise ShreddedError(
+                f"the keys of key name {record.key_name!r} were shredded",
+                hint="the data under them cannot be read any more, by anyone",
+            )
+        failures: list[EncpipeError] = []
+        for wrapped in wrappings:
+            try:
+                return self._try(record, wrapped)
+            except (KmsError, IntegrityError, UntrustedKeyError) as error:
+                failures.append(error)
+        raise min(failures, key=_weight)
+
+    def _try(self, record: KekRecord, wrapped: WrappedKey) -> Secret:
+        context = KeyContext(self._dataset_id, record.key_name, record.id)
+        master = self._master_keys.get(wrapped.master_key)
+        try:
+            kek = master.unwrap(wrapped, aad=context)
+            if len(kek) != KEY_BYTES:
+                raise UnwrapError(f"a wrapping of key name {record.key_name!r} holds no 256-bit key")
+            self._check(record.id, kek)
+        except EncpipeError:
+            with self._count:
+                self.refusals += 1
+            raise
+        with self._count:
+            self.unwraps += 1
+        return kek
+
+
+_TELLING: Final = (
+    KmsUnavailableError,
+    IntegrityError,
+    KeyAccessDeniedError,
+    KeyNotFoundError,
+    KmsError,
+    UntrustedKeyError,
+)
+
+
+def _weight(error: EncpipeError) -> int:
+    """Which of several failures to report: an outage first, since trying later may help."""
+    return next(n for n, kind in enumerate(_TELLING) if isinstance(error, kind))
