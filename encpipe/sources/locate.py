@@ -1,0 +1,185 @@
+"""What the user named, as files: a path, a folder, a glob or a URL of fsspec. Lists and opens, reads nothing.
+
+Files and folders whose name starts with `_` or `.` are ignored, as PyArrow and Spark do; order is by path.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+import pyarrow as pa
+
+from encpipe.errors import ConfigError, EncpipeError, MissingExtraError, StorageError
+from encpipe.sources.base import unreadable
+
+_URL: Final = re.compile(r"[a-z][a-z0-9+.-]*(?:::[a-z][a-z0-9+.-]*)*://", re.IGNORECASE)
+_WILD: Final = re.compile(r"[*?\[]")
+_STAMPS: Final = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+
+
+@dataclass(frozen=True)
+class Located:
+    """One file: `name` below what the user named, full `path`, `size` in bytes, `stamp` of its last change.
+
+    `filesystem` is fsspec's, None for the local disk.
+    """
+
+    name: str
+    path: str
+    size: int
+    stamp: str
+    filesystem: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_local(self) -> bool:
+        return self.filesystem is None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over name, size and stamp; "" when the storage tells no time of change."""
+        if not self.stamp:
+            return ""
+        return hashlib.sha256(f"{self.name}\0{self.size}\0{self.stamp}".encode()).hexdigest()
+
+    def open_input(self) -> pa.NativeFile:
+        """Random access, to be closed by the caller. Raises `source-unreadable`."""
+        try:
+            if self.filesystem is None:
+                return pa.OSFile(self.path, "rb")
+            return pa.PythonFile(self.filesystem.open(self.path, "rb", cache_type="none"), "r")
+        except Exception as error:  # noqa: BLE001 - each fsspec back end raises its SDK's own
+            raise unreadable(self.name, error) from None
+
+
+def is_url(source: str) -> bool:
+    """Whether `source` is a URL for fsspec, rather than a local path."""
+    return _URL.match(source) is not None
+
+
+def locate(source: str, options: Mapping[str, Any]) -> tuple[Located, ...]:
+    """All files that `source` names, sorted by path.
+
+    Raises `StorageError` `not-found` for a path that does not exist, `source-empty` for one without files,
+    `ConfigError` for an unknown scheme, `MissingExtraError` for one whose package is absent.
+    """
+    if is_url(source) and not source.startswith("file://"):
+        found = _locate_remote(source, options)
+    else:
+        found = _locate_local(source.removeprefix("file://"))
+    files = tuple(sorted(found, key=lambda located: located.path))
+    if not files:
+        raise EncpipeError(
+            f"no source file at {_shown(source)}",
+            hint="files whose name starts with _ or . are ignored",
+            code="source-empty",
+        )
+    return files
+
+
+def _shown(source: str) -> str:
+    return repr(re.sub(r"//[^/@]*@", "//", source))
+
+
+def _base(pattern: str) -> str:
+    """The folder above the first part with a wildcard."""
+    return pattern[: _WILD.search(pattern).start()].rpartition("/")[0]  # type: ignore[union-attr] # has one
+
+
+def _hidden(name: str) -> bool:
+    return any(part[0] in "_." for part in name.split("/") if part)
+
+
+def _locate_local(source: str) -> Iterator[Located]:
+    if os.path.isfile(source):  # noqa: PTH113 - a text path keeps what the user wrote
+        yield _local(source, os.path.dirname(source))  # noqa: PTH120
+    elif os.path.isdir(source):  # noqa: PTH112
+        for path in _walk(source, frozenset()):
+            yield _local(path, source)
+    elif _WILD.search(source):
+        base = _base(source)
+        for match in sorted(glob.glob(source, recursive=True)):  # noqa: PTH207
+            name = os.path.relpath(match, base or ".")
+            if os.path.isfile(match) and not _hidden(name):  # noqa: PTH113
+                yield _local(match, base or ".")
+    else:
+        raise StorageError(f"no source at {source!r}", hint="check the path", code="not-found")
+
+
+def _local(path: str, root: str) -> Located:
+    try:
+        info = os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        raise unreadable(path, error.strerror) from None
+    name = PurePosixPath(os.path.relpath(path, root or ".")).as_posix()
+    return Located(name, path, info.st_size, str(info.st_mtime_ns))
+
+
+def _walk(folder: str, above: frozenset[str]) -> Iterator[str]:
+    """Files below `folder`, links followed; a link to a folder above itself is not followed again."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise unreadable(folder, error.strerror) from None
+    for entry in entries:
+        if entry.name[0] in "_.":
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, above | {real})
+        else:
+            yield entry.path
+
+
+def _locate_remote(source: str, options: Mapping[str, Any]) -> Iterator[Located]:
+    filesystem, path = _filesystem(source, options)
+    try:
+        found, root = _find(filesystem, path)
+    except FileNotFoundError:
+        found, root = {}, path
+    except Exception as error:  # noqa: BLE001 - each fsspec back end raises its SDK's own
+        raise StorageError(
+            f"source {_shown(source)} cannot be listed: {_first_line(error)}", code="storage"
+        ) from None
+    for full, info in found.items():
+        name = full.removeprefix(root).lstrip("/")
+        if not _hidden(name):
+            stamp = next((str(info[key]) for key in _STAMPS if info.get(key)), "")
+            yield Located(name, full, int(info.get("size") or 0), stamp, filesystem)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _filesystem(source: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    scheme = source.partition("://")[0]
+    try:
+        filesystem, path = url_to_fs(source, **options)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"no package for {scheme}:// is installed", hint=f"pip install 'encpipe[s3]' ({error})"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"source {_shown(source)} cannot be opened: {_first_line(error)}") from None
+    return filesystem, path
+
+
+def _find(filesystem: Any, path: str) -> tuple[Mapping[str, Any], str]:
+    if _WILD.search(path):
+        found = filesystem.glob(path, detail=True)
+        return {p: info for p, info in found.items() if info["type"] == "file"}, _base(path)
+    info = filesystem.info(path)
+    if info["type"] == "file":
+        return {info["name"]: info}, info["name"].rpartition("/")[0]
+    return filesystem.find(path, detail=True), path
