@@ -49,6 +49,7 @@ CODES: Final[dict[str, str]] = {
     "policy-strict": "strict is on and a column is not named",
     "untrusted-key": "a dataset names a master key that the configuration does not trust",
     "insecure-transport": "a plain connection to a host that is not loopback",
+    "untrusted-certificate": "a server shows a certificate that no configured CA vouches for",
     "missing-extra": "an optional package is not installed",
     "keyring-permissions": "the keyring or a key file can be read by others",
     "filter": "the filter or the column selection does not fit the dataset",
