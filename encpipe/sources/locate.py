@@ -9,6 +9,7 @@ import glob
 import hashlib
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -21,6 +22,10 @@ from encpipe.sources.base import unreadable
 
 _URL: Final = re.compile(r"[a-z][a-z0-9+.-]*(?:::[a-z][a-z0-9+.-]*)*://", re.IGNORECASE)
 _WILD: Final = re.compile(r"[*?\[]")
+BLOCK_BYTES: Final = 4 << 20
+"""Text that is parsed at once, and that types are inferred from."""
+_CODECS: Final = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+_REFUSED: Final = ("http", "https", "ftp")
 _STAMPS: Final = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
@@ -48,14 +53,34 @@ class Located:
             return ""
         return hashlib.sha256(f"{self.name}\0{self.size}\0{self.stamp}".encode()).hexdigest()
 
-    def open_input(self) -> pa.NativeFile:
-        """Random access, to be closed by the caller. Raises `source-unreadable`."""
+    def open_input(self, *, cache: str = "none") -> pa.NativeFile:
+        """Random access, to be closed by the caller; `cache` is fsspec's. Raises `source-unreadable`."""
         try:
             if self.filesystem is None:
                 return pa.OSFile(self.path, "rb")
-            return pa.PythonFile(self.filesystem.open(self.path, "rb", cache_type="none"), "r")
+            return pa.PythonFile(self.filesystem.open(self.path, "rb", cache_type=cache), "r")
         except Exception as error:  # noqa: BLE001 - each fsspec back end raises its SDK's own
             raise unreadable(self.name, error) from None
+
+    def open_stream(self) -> pa.NativeFile:
+        """The bytes from first to last, decompressed as the suffix says. Raises `source-unreadable`."""
+        suffix = PurePosixPath(self.path).suffix.lower()
+        source = self.open_input(cache="readahead")
+        if suffix == ".zip":
+            return _open_zip(source, self.name)
+        return pa.CompressedInputStream(source, _CODECS[suffix]) if suffix in _CODECS else source
+
+
+def _open_zip(source: pa.NativeFile, name: str) -> pa.NativeFile:
+    try:
+        archive = zipfile.ZipFile(source)
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        if len(members) != 1:
+            raise unreadable(name, f"the archive holds {len(members)} files, not one", hint="unpack it")
+        return pa.PythonFile(archive.open(members[0]), "r")
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
+        source.close()
+        raise unreadable(name, error, hint="unpack it") from None
 
 
 def is_url(source: str) -> bool:
@@ -163,7 +188,9 @@ def _first_line(error: Exception) -> str:
 def _filesystem(source: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
-    scheme = source.partition("://")[0]
+    scheme = source.partition("://")[0].lower()
+    if scheme in _REFUSED:
+        raise ConfigError(f"{scheme}:// is no source", hint="download the files first, and name their folder")
     try:
         filesystem, path = url_to_fs(source, **options)
     except ImportError as error:

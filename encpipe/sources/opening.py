@@ -18,6 +18,7 @@ from encpipe.sources import hive
 from encpipe.sources.base import READ_ERRORS, Source, SourceFile, unreadable, unsupported
 from encpipe.sources.locate import Located, locate
 from encpipe.sources.unify import Target, unify
+from encpipe.sources.writable import check_writable
 
 DEFAULT_ROW_GROUP_BYTES: Final = 128 << 20
 """Decoded bytes that one row group may have before it is split."""
@@ -27,19 +28,23 @@ _OPENERS: Final = 8
 
 @dataclass(frozen=True)
 class Format:
-    """One format: the module that reads it and the suffixes that tell it."""
+    """One format: the module that reads it, the suffixes that tell it, whether types are inferred."""
 
     module: str
     suffixes: tuple[str, ...]
+    inferred: bool = False
+
+
+def _packed(*suffixes: str) -> tuple[str, ...]:
+    return tuple(
+        f"{suffix}{packing}" for suffix in suffixes for packing in ("", ".gz", ".bz2", ".zst", ".zip")
+    )
 
 
 FORMATS: Final[Mapping[str, Format]] = {
     "parquet": Format("encpipe.sources.parquet", (".parquet", ".parq", ".pq")),
-    "csv": Format("encpipe.sources.csv", (".csv", ".csv.gz", ".csv.bz2", ".csv.zst")),
-    "json": Format(
-        "encpipe.sources.json",
-        (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz", ".jsonl.bz2", ".jsonl.zst"),
-    ),
+    "csv": Format("encpipe.sources.csv", _packed(".csv"), inferred=True),
+    "json": Format("encpipe.sources.json", _packed(".jsonl", ".ndjson", ".json"), inferred=True),
     "arrow": Format("encpipe.sources.ipc", (".arrow", ".feather", ".ipc", ".arrows")),
 }
 """Format name -> module with `schema_of` and `open_reader`, and suffixes."""
@@ -51,6 +56,7 @@ def open_source(
     format: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     row_group_bytes: int = DEFAULT_ROW_GROUP_BYTES,
+    schema: pa.Schema | None = None,
     config: Config | None = None,
 ) -> Source:
     """What `src` holds: a file, folder, hive tree, glob or fsspec URL, or an object that streams Arrow.
@@ -58,7 +64,7 @@ def open_source(
     An object (a table, a reader, a data frame, a DuckDB relation: anything with `__arrow_c_stream__`) is one
     file, read once. `format` is a name of `FORMATS`; without it a file's suffix tells. In a folder, `format`
     picks the files of that format. Reads schemas only. Row groups hold at most about `row_group_bytes` of
-    decoded values.
+    decoded values. `schema` gives types of CSV and JSON columns that are not to be inferred.
 
     Raises `EncpipeError` `source-unreadable`, `source-empty`, `unsupported`; `StorageError`; `ConfigError`.
     """
@@ -71,7 +77,7 @@ def open_source(
         if isinstance(path, bytes):
             raise ConfigError("a source path must be text, not bytes")
         options = {**_configured(path, config), **(storage_options or {})}
-        return _from_files(locate(path, options), format, row_group_bytes)
+        return _from_files(locate(path, options), format, row_group_bytes, schema)
     from encpipe.sources.stream import from_object
 
     return from_object(src, row_group_bytes)
@@ -109,15 +115,20 @@ def _choose(files: Sequence[Located], format: str | None) -> tuple[str, tuple[Lo
     return str(told[0][1]), tuple(files)
 
 
-def _from_files(files: Sequence[Located], format: str | None, row_group_bytes: int) -> Source:
+def _from_files(
+    files: Sequence[Located], format: str | None, row_group_bytes: int, given: pa.Schema | None
+) -> Source:
     name, chosen = _choose(files, format)
+    if given is not None and not FORMATS[name].inferred:
+        raise ConfigError(f"schema= is for CSV and JSON lines; {name} files say their types")
     module = import_module(FORMATS[name].module)
     with ThreadPoolExecutor(_OPENERS) as pool:
-        schemas = list(pool.map(module.schema_of, chosen))
+        schemas = list(pool.map(partial(module.schema_of, given=given), chosen))
     values = [hive.values_of(located.name) for located in chosen]
     partitions = hive.infer(values)
     whole = unify(zip((located.name for located in chosen), schemas, strict=True))
     partitions, data = _separate(partitions, whole)
+    check_writable(data, chosen[0].name)
     made = []
     for located, schema, found in zip(chosen, schemas, values, strict=True):
         partition = hive.complete(found, partitions)

@@ -38,7 +38,7 @@ class Step:
     slices: int
 
 
-def schema_of(located: Located) -> pa.Schema:
+def schema_of(located: Located, given: pa.Schema | None = None) -> pa.Schema:  # noqa: ARG001 - files say theirs
     """The Arrow schema of a Parquet file, from its footer. Raises `source-unreadable`."""
     with ParquetReader(located, None, row_group_bytes=0, threads=False) as reader:
         return reader.schema

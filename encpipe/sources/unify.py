@@ -40,6 +40,12 @@ class Target:
         return pa.Table.from_arrays(columns, schema=self.schema)
 
 
+def all_types(target: Target) -> dict[str, pa.DataType]:
+    """The types of all columns a file may have, those that are checked and left out included."""
+    types = {column.name: column.type for column in target.schema}
+    return {**types, **{column: value.type for column, value in target.fixed.items()}}
+
+
 def _column(table: pa.Table, want: pa.Field, name: str) -> pa.ChunkedArray:
     if want.name not in table.column_names:
         return pa.chunked_array([pa.nulls(table.num_rows, want.type)], want.type)
