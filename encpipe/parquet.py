@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 
@@ -43,7 +44,6 @@ MIN_FILE_BYTES: Final = 12
 DEK_BITS: Final = 256
 COMMITMENTS_FIELD: Final = b"encpipe.dek_commitments"
 """Name of the footer's metadata entry that holds leaf path -> DEK commitment."""
-_READ_BUFFER_BYTES: Final = 1 << 20
 
 _ARROW_ERRORS: Final = (
     pa.ArrowException,
@@ -84,23 +84,31 @@ class Sealed:
     columns_commitment: bytes
 
 
-def leaf_paths(schema: pa.Schema) -> tuple[str, ...]:
-    """The dotted paths of a schema's leaf columns, as Parquet spells them.
+class SchemaOnDisk:
+    """What Parquet makes of an Arrow schema, asked of PyArrow through an empty file in memory.
 
-    Taken from the schema of an empty Parquet file in memory, so that it is PyArrow's own answer.
+    `schema` is what readers get back; `leaves` are the dotted paths of its leaf columns, in file order.
     Raises `EncpipeError` `unsupported` for a type that Parquet cannot hold.
     """
-    sink = pa.BufferOutputStream()
-    try:
-        pq.ParquetWriter(sink, schema.remove_metadata()).close()
-        parquet = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
-    except (pa.ArrowException, NotImplementedError) as error:
-        raise EncpipeError(
-            f"the schema cannot be written as Parquet: {str(error)[:200]}",
-            hint="cast or drop the column",
-            code="unsupported",
-        ) from None
-    return tuple(parquet.column(i).path for i in range(len(parquet.names)))
+
+    def __init__(self, schema: pa.Schema) -> None:
+        sink = pa.BufferOutputStream()
+        try:
+            pq.ParquetWriter(sink, schema).close()
+            self._empty = pq.ParquetFile(pa.BufferReader(sink.getvalue()))
+            self.schema: pa.Schema = self._empty.schema_arrow
+        except (pa.ArrowException, NotImplementedError) as error:
+            raise EncpipeError(
+                f"the schema cannot be written as Parquet: {str(error)[:200]}",
+                hint="cast or drop the column",
+                code="unsupported",
+            ) from None
+        parquet = self._empty.schema
+        self.leaves: tuple[str, ...] = tuple(parquet.column(i).path for i in range(len(parquet.names)))
+
+    def project(self, leaves: Sequence[str]) -> pa.Schema:
+        """The schema that a read of these leaves gives."""
+        return self._empty.read(columns=list(leaves)).schema
 
 
 class _WrappingClient(pe.KmsClient):  # type: ignore[misc]  # PyArrow ships no types
@@ -210,13 +218,19 @@ class _UnwrappingClient(pe.KmsClient):  # type: ignore[misc]  # PyArrow ships no
     """Unwraps the DEKs of one file, refuses any that its entry does not commit to, and notes which leaves
     were asked for. Arrow calls from several threads, about seven times for each column chunk."""
 
-    def __init__(self, entry: FileEntry, layout: Layout, keys: DatasetKeys) -> None:
+    def __init__(
+        self,
+        entry: FileEntry,
+        layout: Layout,
+        keys: DatasetKeys,
+        leaves: Mapping[bytes, str] | None = None,
+    ) -> None:
         super().__init__()
         self._entry, self._keys = entry, keys
         self._keks = {layout.key_id(name): kek_id for name, kek_id in layout.keks.items()}
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str], tuple[bytes, bytes]] = {}
-        self.leaves: dict[bytes, str] | None = None
+        self.leaves = leaves
         self.asked: set[bytes] = set()
         self.footer_asked = False
         self.failure: EncpipeError | None = None
@@ -274,6 +288,7 @@ class SealedFile:
     layout: Layout
     keys: DatasetKeys
     open_input: Callable[[], pa.NativeFile]
+    pre_buffer: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _metadata: pq.FileMetaData | None = field(default=None, repr=False)
     _leaves: dict[bytes, str] = field(default_factory=dict, repr=False)
@@ -284,10 +299,11 @@ class SealedFile:
         Raises `IntegrityError` (file-size, file-damaged, file-foreign, dek-commitment, file-rows),
         `PlaintextFileError`, `StorageError` (file-missing as `IntegrityError`) or what the keys raise.
         """
-        client = _UnwrappingClient(self.entry, self.layout, self.keys)
         with self._lock:
             known = self._metadata
-            client.leaves = self._leaves if known is not None else None
+            client = _UnwrappingClient(
+                self.entry, self.layout, self.keys, None if known is None else self._leaves
+            )
             source = _open(self.entry, self.open_input)
             try:
                 reader = self._reader(client, source, known)
@@ -297,6 +313,34 @@ class SealedFile:
                 source.close()
                 raise
         return Handle(self, client, reader, source)
+
+    def surviving(self, expression: Any, schema: pa.Schema, known: Any) -> Sequence[int]:
+        """The row groups whose statistics do not rule the filter out; `known` holds for every row.
+
+        The KEKs of all columns in the filter must have been unwrapped before.
+        """
+        handle = self.open()
+        try:
+            with translated(self.entry, handle.client):
+                form = _fragment_format(handle.client)
+                fragment = form.make_fragment(handle.source, partition_expression=known)
+                subset = fragment.subset(expression, schema=schema)
+                return [info.id for info in subset.row_groups]
+        finally:
+            handle.close()
+
+    def fragment(self, system: Any, path: str, *, leaves: Sequence[str], known: Any) -> Any:
+        """A fragment for a PyArrow dataset, after every column chunk's key was checked.
+
+        The KEKs of all leaves must have been unwrapped before.
+        """
+        handle = self.open()
+        try:
+            handle.check_chunks(leaves)
+            form = _fragment_format(_UnwrappingClient(self.entry, self.layout, self.keys, self._leaves))
+        finally:
+            handle.close()
+        return form.make_fragment(path, system, partition_expression=known)
 
     def _reader(
         self, client: _UnwrappingClient, source: pa.NativeFile, known: pq.FileMetaData | None
@@ -308,7 +352,7 @@ class SealedFile:
                 source,
                 metadata=known,
                 decryption_properties=client.decryption_properties(),
-                pre_buffer=False,
+                pre_buffer=self.pre_buffer,
             )
 
     def _check(self, client: _UnwrappingClient, reader: pq.ParquetFile) -> None:
@@ -341,26 +385,19 @@ class Handle:
     def __init__(
         self, file: SealedFile, client: _UnwrappingClient, reader: pq.ParquetFile, source: pa.NativeFile
     ) -> None:
-        self._file, self._client, self._reader, self._source = file, client, reader, source
+        self._file, self.client, self._reader, self.source = file, client, reader, source
 
     def read(self, row_group: int, leaves: Sequence[str], *, use_threads: bool = False) -> pa.Table:
         """The given leaves of a row group, top-level columns in file order.
 
         The KEKs of all leaves must have been unwrapped before. Raises `IntegrityError`, `StorageError`.
         """
-        entry, client = self._file.entry, self._client
+        entry, client = self._file.entry, self.client
         client.asked.clear()
         with translated(entry, client):
             table = self._reader.read_row_group(row_group, columns=list(leaves), use_threads=use_threads)
-        known = client.leaves or {}
-        asked = {known[c] for c in client.asked if c in known}
-        unasked = [leaf for leaf in leaves if leaf not in asked]
-        if unasked and entry.row_groups[row_group]:
-            raise IntegrityError(
-                f"column {unasked[0]!r} of file {entry.path} is not sealed under the key that was committed",
-                hint="someone rewrote the file: restore it from a copy you trust",
-                code="file-foreign",
-            )
+        if entry.row_groups[row_group]:
+            self._check_asked(leaves)
         if len(table) != entry.row_groups[row_group]:
             raise IntegrityError(
                 f"row group {row_group} of file {entry.path} has another number of rows than committed",
@@ -369,10 +406,41 @@ class Handle:
             )
         return table
 
+    def check_chunks(self, leaves: Sequence[str]) -> None:
+        """Raise `IntegrityError` unless every chunk of the leaves is sealed under its committed DEK."""
+        wanted = set(leaves)
+        with translated(self._file.entry, self.client):
+            metadata = self._reader.metadata
+            paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+            columns = [i for i, path in enumerate(paths) if path in wanted]
+        for row_group in range(len(self._file.entry.row_groups)):
+            self.client.asked.clear()
+            with translated(self._file.entry, self.client):
+                for column in columns:
+                    metadata.row_group(row_group).column(column)
+            self._check_asked(leaves)
+
+    def _check_asked(self, leaves: Sequence[str]) -> None:
+        known = self.client.leaves or {}
+        asked = {known[commitment] for commitment in self.client.asked if commitment in known}
+        unasked = [leaf for leaf in leaves if leaf not in asked]
+        if unasked:
+            raise IntegrityError(
+                f"column {unasked[0]!r} of file {self._file.entry.path} is not sealed under the key that "
+                "was committed",
+                hint="someone rewrote the file: restore it from a copy you trust",
+                code="file-foreign",
+            )
+
     def close(self) -> None:
         """Release the file. PyArrow's reader is dropped here, before the interpreter ends."""
         self._reader.close(force=True)
-        self._source.close()
+        self.source.close()
+
+
+def _fragment_format(client: _UnwrappingClient) -> ds.ParquetFileFormat:
+    options = ds.ParquetFragmentScanOptions(decryption_properties=client.decryption_properties())
+    return ds.ParquetFileFormat(default_fragment_scan_options=options)
 
 
 def _open(entry: FileEntry, open_input: Callable[[], pa.NativeFile]) -> pa.NativeFile:

@@ -1,0 +1,308 @@
+"""Opening and reading a dataset.
+
+`open_dataset` checks the manifest (MACs under every key it gets hold of, pins) and the sealed file list
+before it returns; each data file is checked when it is first touched. Nothing is fetched, unwrapped or
+decrypted that is not asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from encpipe.access import AnyPath, open_access
+from encpipe.config import Config
+from encpipe.errors import (
+    ConfigError,
+    KeyAccessDeniedError,
+    KeyNotFoundError,
+    ShreddedError,
+    UntrustedKeyError,
+)
+from encpipe.filelist import FileEntry
+from encpipe.kms.registry import MasterKeys
+from encpipe.parquet import Layout, SealedFile
+from encpipe.pins import Pins, PinStore
+from encpipe.policy import Policy
+from encpipe.projection import Columns, OnMissingKey, filter_columns
+from encpipe.scan import Plan, Scan, partition_expression, prune_by_partition
+from encpipe.state import MANIFEST_PATH, State, load_state
+from encpipe.storage import Storage
+
+Filter: TypeAlias = "pc.Expression | Sequence[Any]"
+"""A PyArrow expression, or the (nested) list of tuples that `pyarrow.parquet.read_table` takes."""
+
+
+def open_dataset(
+    url: AnyPath,
+    *,
+    config: Config | AnyPath | None = None,
+    keyring: AnyPath | None = None,
+    master_keys: MasterKeys | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    on_missing_key: OnMissingKey = "error",
+    expect_dataset: str | None = None,
+    min_generation: int | None = None,
+    min_revision: int | None = None,
+    expect_core: str | None = None,
+    pin_store: AnyPath | None = None,
+    generation: int | None = None,
+    max_key_age: float | None = None,
+    key_grace: float = 0.0,
+) -> Dataset:
+    """Open a dataset for reading.
+
+    The master keys that may open it are those the configuration trusts. `on_missing_key` says what becomes
+    of columns whose key is denied, absent, shredded or not trusted by this configuration: `error` (when they
+    are read), `skip` (left out) or `null` (null, and marked in the schema); it is decided here once, and
+    never applies to outages or damage.
+    `expect_*`, `min_*` and `pin_store` refuse another or an older dataset; `generation` opens a retained one.
+    `max_key_age` and `key_grace` are seconds (see `DatasetKeys`).
+
+    Raises `ConfigError`, `KmsError`, `IntegrityError` or `StorageError`.
+    """
+    access = open_access(
+        url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
+    )
+    state = load_state(
+        access.storage,
+        access.master_keys,
+        pins=Pins(expect_dataset, min_generation, min_revision, expect_core),
+        generation=generation,
+        max_key_age=max_key_age,
+        key_grace=key_grace,
+    )
+    if pin_store is not None:
+        PinStore(pin_store).check_and_record(access.storage.url, state.manifest)
+    return Dataset(access.storage, state, on_missing_key)
+
+
+class Dataset:
+    """An open dataset: one generation, for as long as this object lives. Safe to use from several threads.
+
+    Also an Arrow stream (`__arrow_c_stream__`), so that DuckDB, Polars and pandas take it directly.
+    """
+
+    def __init__(self, storage: Storage, state: State, on_missing_key: OnMissingKey = "error") -> None:
+        if on_missing_key not in ("error", "skip", "null"):
+            raise ConfigError(f"on_missing_key is {on_missing_key!r}: it is error, skip or null")
+        self._storage = storage
+        self._state = state
+        self._schema: pa.Schema = pa.ipc.read_schema(pa.py_buffer(state.files.schema))
+        self._columns = Columns(self._schema, state.files.partitions, state.files.columns)
+        self._missing = self._decide(on_missing_key)
+
+    def _decide(self, outcome: OnMissingKey) -> dict[str, OnMissingKey]:
+        if outcome == "error":
+            return {}
+        missing: dict[str, OnMissingKey] = {}
+        for name in self._columns.key_names(self._state.files.columns):
+            try:
+                self._state.keys.kek(self._state.view.core.active(name).id)
+            except (KeyAccessDeniedError, KeyNotFoundError, ShreddedError, UntrustedKeyError):
+                missing[name] = outcome
+        return missing
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The schema of the rows that a scan of all columns gives."""
+        return self._columns.project(None, missing=self._missing).schema
+
+    @property
+    def url(self) -> str:
+        """Where the dataset lies."""
+        return self._storage.url
+
+    @property
+    def dataset_id(self) -> str:
+        """32 hex digits, the same for the dataset's whole life."""
+        return self._state.view.core.dataset_id
+
+    @property
+    def generation(self) -> int:
+        """Which state of the data this is; counts up with every data commit."""
+        return self._state.view.core.generation
+
+    @property
+    def core_digest(self) -> str:
+        """SHA-256 (hex) that names this state of the data; a re-wrap does not change it."""
+        return self._state.view.digest
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all files together."""
+        return sum(entry.rows for entry in self.files)
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """The data files, in the order they are read."""
+        return self._state.files.files
+
+    @property
+    def policy(self) -> Policy:
+        """The policy the dataset was written under."""
+        return self._state.files.policy
+
+    @property
+    def missing_keys(self) -> tuple[str, ...]:
+        """The key names that could not be had, when `on_missing_key` is not `error`."""
+        return tuple(sorted(self._missing))
+
+    @property
+    def kms_calls(self) -> int:
+        """KMS calls that gave a key so far: at most one for each key name."""
+        return self._state.keys.unwraps
+
+    def scan(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: Filter | None = None,
+        *,
+        threads: int | None = None,
+    ) -> Scan:
+        """The rows of the chosen columns for which the filter holds; read when it is iterated.
+
+        `columns` are names or dotted paths of nested columns. Row groups are skipped by partition values and
+        statistics. Raises `ConfigError` `filter` for what the dataset does not have, and a `KmsError` when a
+        key it needs is refused.
+        """
+        expression = _expression(filter)
+        out = self._columns.project(columns, missing=self._missing)
+        needed = filter_columns(expression, self._schema) if expression is not None else ()
+        self._refuse_missing(needed)
+        extra = [name for name in needed if name not in out.schema.names]
+        read = out
+        if extra:
+            names = [*(columns if columns is not None else self._schema.names), *extra]
+            read = self._columns.project(names, missing=self._missing)
+        self._unwrap(read.leaves)
+        files = self.files
+        if expression is not None and set(needed) & set(self._columns.partitions):
+            files = prune_by_partition(files, self._schema, expression)
+        return Scan(
+            Plan(
+                files=files,
+                open_file=self._open_file,
+                read=read,
+                out=out.schema,
+                full_schema=self._schema,
+                filter=expression,
+                by_statistics=bool(set(needed) - set(self._columns.partitions)),
+                threads=threads or pa.cpu_count(),
+            )
+        )
+
+    def _refuse_missing(self, needed: Sequence[str]) -> None:
+        for name in needed:
+            lacking = self._columns.key_names(self._columns.leaves(name)) & set(self._missing)
+            if lacking:
+                raise ConfigError(
+                    f"the filter uses column {name!r}, whose key {min(lacking)!r} is missing",
+                    hint="a filter on a column that cannot be read would drop rows silently",
+                    code="filter",
+                )
+
+    def _unwrap(self, leaves: Sequence[str]) -> None:
+        core = self._state.view.core
+        for name in sorted(self._columns.key_names(leaves)):
+            self._state.keys.kek(core.active(name).id)
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return self._state.layout
+
+    def _open_file(self, entry: FileEntry) -> SealedFile:
+        return SealedFile(
+            entry,
+            self._layout,
+            self._state.keys,
+            lambda: self._storage.open_input(entry.path),
+            pre_buffer=self._storage.remote,
+        )
+
+    def to_table(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: Filter | None = None,
+    ) -> pa.Table:
+        """All rows that `scan` gives, in memory."""
+        return self.scan(columns, filter).to_table()
+
+    def head(self, rows: int = 10, columns: Sequence[str] | None = None) -> pa.Table:
+        """The first rows."""
+        found: list[pa.Table] = []
+        scan = self.scan(columns, threads=1)
+        tables = scan.tables()
+        while rows > sum(map(len, found)):
+            table = next(tables, None)
+            if table is None:
+                break
+            found.append(table)
+        tables.close()
+        return pa.concat_tables(found).slice(0, rows) if found else scan.schema.empty_table()
+
+    def count_rows(self, filter: Filter | None = None) -> int:
+        """How many rows there are for which the filter holds."""
+        if filter is None:
+            return self.num_rows
+        return self.scan([], filter).count_rows()
+
+    def to_pyarrow(self, columns: Sequence[str] | None = None) -> ds.Dataset:
+        """A PyArrow dataset over the encrypted files, each with its own keys.
+
+        For tools that push projection and filter down into PyArrow (DuckDB, Polars). Every file is opened and
+        every column chunk's key checked here. Do not ask PyArrow for columns that are not in its schema: it
+        aborts the process when a key is refused. Needs a storage that Arrow itself can read (local, S3).
+        """
+        projection = self._columns.project(columns, missing=self._missing)
+        self._unwrap(projection.leaves)
+        names = [n for n in projection.schema.names if not self._is_null(n, projection.file_schema)]
+        schema = pa.schema([projection.schema.field(name) for name in names], projection.schema.metadata)
+        fragments = [
+            self._open_file(entry).fragment(
+                *self._storage.arrow_path(entry.path),
+                leaves=projection.leaves,
+                known=partition_expression(entry, self._schema),
+            )
+            for entry in self.files
+        ]
+        system = self._storage.arrow_path(MANIFEST_PATH)[0]
+        return ds.FileSystemDataset(fragments, schema, ds.ParquetFileFormat(), system)
+
+    def _is_null(self, name: str, file_schema: pa.Schema) -> bool:
+        return name not in file_schema.names and name not in self._columns.partitions
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return self.scan().__arrow_c_stream__(requested_schema)
+
+    def close(self) -> None:
+        """Release connections. Scans under way are not to be used afterwards."""
+        self._storage.close()
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.url!r}, generation {self.generation}, {self.num_rows} rows)"
+
+
+def _expression(given: Filter | None) -> pc.Expression | None:
+    if given is None or isinstance(given, pc.Expression):
+        return given
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.filters_to_expression(given)
+    except (ValueError, TypeError, pa.ArrowException) as error:
+        raise ConfigError(f"the filter is not well formed: {str(error)[:200]}", code="filter") from None

@@ -1,0 +1,165 @@
+"""Which columns a read gives, which leaves it needs, and what a missing key makes of them. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from encpipe.errors import ConfigError
+from encpipe.parquet import SchemaOnDisk
+
+OnMissingKey = Literal["error", "skip", "null"]
+MISSING_KEY_MARK: Final = b"encpipe.missing_key"
+"""Field metadata of a column that is null because its key was refused; holds the key name."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What a scan reads and gives.
+
+    `leaves` are read from the files, `partitions` filled in from the file list, `nulls` filled with null;
+    `read_names` are top-level columns needed for the filter or the result, `schema` is the result's.
+    """
+
+    schema: pa.Schema
+    leaves: tuple[str, ...]
+    partitions: tuple[str, ...]
+    file_schema: pa.Schema
+
+
+def count_leaves(kind: pa.DataType) -> int:
+    """How many leaf columns Parquet makes of a type."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return count_leaves(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return count_leaves(kind.value_type)
+    if kind.num_fields == 0:
+        return 1
+    return sum(count_leaves(kind.field(i).type) for i in range(kind.num_fields))
+
+
+class Columns:
+    """The columns of a dataset by every name they can be asked by."""
+
+    def __init__(self, schema: pa.Schema, partitions: Sequence[str], leaves: Mapping[str, str]) -> None:
+        self.schema = schema
+        self.partitions = tuple(partitions)
+        self._key_names = leaves
+        self._in_files = SchemaOnDisk(pa.schema([f for f in schema if f.name not in partitions]))
+        self._leaves_of: dict[str, tuple[str, ...]] = {}
+        rest = list(leaves)
+        for field in self._in_files.schema:
+            count = count_leaves(field.type)
+            self._leaves_of[field.name], rest = tuple(rest[:count]), rest[count:]
+
+    def leaves(self, name: str) -> tuple[str, ...]:
+        """The leaves that a column name or a dotted path covers; none for a partition column.
+
+        Raises `ConfigError` `filter` for a name the dataset does not have.
+        """
+        if name in self.partitions:
+            return ()
+        if name in self._leaves_of:
+            return self._leaves_of[name]
+        found = tuple(leaf for leaf in self._key_names if leaf == name or leaf.startswith(name + "."))
+        if not found:
+            raise ConfigError(
+                f"the dataset has no column {name!r}",
+                hint=f"columns are: {', '.join(self.schema.names[:20])}",
+                code="filter",
+            )
+        return found
+
+    def key_name(self, leaf: str) -> str:
+        """The key name that a leaf falls under."""
+        return self._key_names[leaf]
+
+    def key_names(self, leaves: Iterable[str]) -> set[str]:
+        """The key names that these leaves fall under."""
+        return {self._key_names[leaf] for leaf in leaves}
+
+    def project(self, columns: Sequence[str] | None, *, missing: Mapping[str, OnMissingKey]) -> Projection:
+        """What a read of `columns` (None: all) gives when the key names in `missing` cannot be had.
+
+        Raises `ConfigError` `filter` for unknown or repeated columns.
+        """
+        names = list(columns) if columns is not None else list(self.schema.names)
+        if len(set(names)) != len(names):
+            raise ConfigError("a column is selected twice", code="filter")
+        wanted = {name: self.leaves(name) for name in names}
+        present = tuple(
+            leaf for leaves in wanted.values() for leaf in leaves if self.key_name(leaf) not in missing
+        )
+        file_schema = self._in_files.project(present) if present else pa.schema([])
+        fields: dict[str, pa.Field] = {}
+        for name, leaves in wanted.items():
+            field = self._field(name, leaves, file_schema, missing)
+            if field is not None:
+                fields.setdefault(field.name, field)
+        return Projection(
+            schema=pa.schema(list(fields.values()), metadata=self.schema.metadata),
+            leaves=present,
+            partitions=tuple(name for name in names if name in self.partitions),
+            file_schema=file_schema,
+        )
+
+    def _field(
+        self,
+        name: str,
+        leaves: tuple[str, ...],
+        file_schema: pa.Schema,
+        missing: Mapping[str, OnMissingKey],
+    ) -> pa.Field | None:
+        if name in self.partitions:
+            return self.schema.field(name)
+        top = name if name in self._leaves_of else name.split(".")[0]
+        index = file_schema.get_field_index(top)
+        if index >= 0:
+            return file_schema.field(index)
+        key_name = self.key_name(leaves[0])
+        if missing.get(key_name) == "skip":
+            return None
+        field = self.schema.field(top)
+        mark = {**(field.metadata or {}), MISSING_KEY_MARK: key_name.encode()}
+        return field.with_nullable(True).with_metadata(mark)
+
+
+def filter_columns(expression: pc.Expression, schema: pa.Schema) -> tuple[str, ...]:
+    """The top-level columns that a filter refers to.
+
+    PyArrow does not tell, so it is found by binding the filter to ever smaller schemas.
+    Raises `ConfigError` `filter` for a filter that does not fit the schema.
+    """
+    try:
+        _bind(expression, list(schema))
+    except (pa.ArrowException, TypeError) as error:
+        raise ConfigError(
+            f"the filter does not fit the dataset: {str(error).splitlines()[0][:200]}",
+            hint="check column names and types; .schema shows them",
+            code="filter",
+        ) from None
+    return tuple(field.name for field in _needed(expression, list(schema), []))
+
+
+def _bind(expression: pc.Expression, fields: list[pa.Field]) -> None:
+    pa.schema(fields).empty_table().filter(expression)
+
+
+def _needed(expression: pc.Expression, fields: list[pa.Field], kept: list[pa.Field]) -> list[pa.Field]:
+    """Of `fields`, those without which the filter does not bind (`kept` are always there)."""
+    try:
+        _bind(expression, kept)
+    except pa.ArrowException:
+        pass
+    else:
+        return []
+    if len(fields) == 1:
+        return fields
+    half = len(fields) // 2
+    left, right = fields[:half], fields[half:]
+    needed_left = _needed(expression, left, kept + right)
+    return needed_left + _needed(expression, right, kept + needed_left)

@@ -1,0 +1,153 @@
+"""One generation of a dataset, loaded and checked: manifest, core, file list and keys."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass, field
+from typing import Final
+
+from encpipe import filelist, manifest
+from encpipe.errors import ManifestError, StorageError
+from encpipe.filelist import FileList
+from encpipe.keyring import DatasetKeys
+from encpipe.keys import Secret
+from encpipe.kms.registry import MasterKeys
+from encpipe.manifest import Manifest, TaggedCore
+from encpipe.parquet import Layout
+from encpipe.pins import Pins
+from encpipe.storage import Storage
+
+MANIFEST_PATH: Final = "_encpipe/manifest.json"
+MAX_LIST_BYTES: Final = 4 << 30
+
+
+@dataclass(frozen=True)
+class State:
+    """One generation of a dataset, checked: manifest, core, file list and the keys that opened them."""
+
+    manifest: Manifest
+    view: TaggedCore
+    files: FileList
+    keys: DatasetKeys
+    manifest_bytes: bytes = field(repr=False)
+
+    @property
+    def layout(self) -> Layout:
+        """What all files of the generation share."""
+        core = self.view.core
+        return Layout(
+            columns=self.files.columns,
+            keks={name: core.active(name).id for name in core.key_names},
+            footer_key=core.footer_key,
+        )
+
+
+def read_manifest(storage: Storage) -> tuple[bytes, Manifest]:
+    """The manifest, parsed and not yet checked. Raises `StorageError` `not-found` where there is none."""
+    try:
+        data = storage.read(MANIFEST_PATH, limit=manifest.MAX_MANIFEST_BYTES)
+    except StorageError as error:
+        if error.code != "not-found":
+            raise
+        raise StorageError(
+            f"no encpipe dataset at {storage.url}",
+            hint="check the URL; `encpipe encrypt SRC DST` makes a dataset",
+            code="not-found",
+        ) from None
+    return data, manifest.parse(data)
+
+
+def load_state(
+    storage: Storage,
+    master_keys: MasterKeys,
+    *,
+    pins: Pins | None = None,
+    generation: int | None = None,
+    max_key_age: float | None = None,
+    key_grace: float = 0.0,
+) -> State:
+    """Read and check manifest and file list. One KMS call, for the footer key.
+
+    A list that is gone may mean that a newer manifest was committed in between: it is read once more.
+    """
+    try:
+        return _load(storage, master_keys, pins, generation, max_key_age, key_grace)
+    except ManifestError as error:
+        if error.code != "file-missing":
+            raise
+        return _load(storage, master_keys, pins, generation, max_key_age, key_grace)
+
+
+def _load(
+    storage: Storage,
+    master_keys: MasterKeys,
+    pins: Pins | None,
+    generation: int | None,
+    max_key_age: float | None,
+    key_grace: float,
+) -> State:
+    data, found = read_manifest(storage)
+    view = found.head if generation is None else found.generation(generation)
+    if pins is not None:
+        pins.check(found, view)
+    keys = dataset_keys(found, view, master_keys, max_age=max_key_age, grace=key_grace)
+    found.check_all(keys.kek(found.core.footer_kek.id))
+    footer_kek = keys.kek(view.core.footer_kek.id)
+    return State(found, view, _read_list(storage, view, footer_kek), keys, data)
+
+
+def dataset_keys(
+    found: Manifest,
+    view: TaggedCore,
+    master_keys: MasterKeys,
+    *,
+    max_age: float | None = None,
+    grace: float = 0.0,
+) -> DatasetKeys:
+    """The keys of a generation. Each KEK is checked against every core that names it before it is used."""
+    cores = (found.head,) if view is found.head else (found.head, view)
+    records = {kek.id: kek for tagged in cores for kek in tagged.core.keks}
+
+    def check(kek_id: str, kek: Secret) -> None:
+        manifest.check_commitment(records[kek_id], kek)
+        for tagged in cores:
+            if any(record.id == kek_id and record.state == "active" for record in tagged.core.keks):
+                tagged.check(kek_id, kek)
+
+    return DatasetKeys(
+        found.core.dataset_id,
+        records.values(),
+        found.wrappings,
+        master_keys,
+        check,
+        max_age=max_age,
+        grace=grace,
+    )
+
+
+def _read_list(storage: Storage, view: TaggedCore, footer_kek: Secret) -> FileList:
+    core = view.core
+    try:
+        sealed = storage.read(core.list_name, limit=MAX_LIST_BYTES)
+    except StorageError as error:
+        if error.code != "not-found":
+            raise
+        raise ManifestError(
+            f"the file list {core.list_name} is missing",
+            hint="restore it from a copy; without it the files cannot be told apart",
+            code="file-missing",
+        ) from None
+    if not hmac.compare_digest(hashlib.sha256(sealed).digest(), core.list_sha256):
+        raise ManifestError(
+            f"the file list {core.list_name} is not the one the manifest commits to",
+            hint="it was cut, edited or replaced: restore it from a copy you trust",
+            code="file-list",
+        )
+    return filelist.open_sealed(
+        sealed,
+        footer_kek=footer_kek,
+        dataset_id=core.dataset_id,
+        generation=core.generation,
+        list_id=core.list_id,
+    )
