@@ -1,0 +1,209 @@
+"""What AWS and its SDK call an error -> the error tree. Imported with boto3 only.
+
+The service's own text is shown only where the request held no key: who answers could repeat it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import botocore.exceptions as sdk
+from botocore.parsers import ResponseParserError
+
+from encpipe.errors import (
+    ConfigError,
+    EncpipeError,
+    KeyAccessDeniedError,
+    KeyNotFoundError,
+    KmsError,
+    KmsUnavailableError,
+    UnwrapError,
+)
+from encpipe.transport import untrusted_certificate
+
+READ_ERRORS: Final = (ResponseParserError, ValueError, TypeError, LookupError)
+"""What the SDK and the back end raise on an answer that is not what it should be."""
+
+DENIED: Final = frozenset(
+    {"AccessDeniedException", "AccessDenied", "NotAuthorized", "KMSAccessDeniedException"}
+)
+BAD_TOKEN: Final = frozenset(
+    {"ExpiredTokenException", "ExpiredToken", "RequestExpired", "TokenRefreshRequired"}
+)
+BAD_CREDENTIALS: Final = frozenset(
+    {
+        "UnrecognizedClientException",
+        "InvalidClientTokenId",
+        "InvalidSignatureException",
+        "SignatureDoesNotMatch",
+        "IncompleteSignature",
+        "IncompleteSignatureException",
+        "MissingAuthenticationToken",
+        "MissingAuthenticationTokenException",
+        "OptInRequired",
+    }
+)
+DISABLED: Final = frozenset({"DisabledException", "KMSInvalidStateException"})
+DOES_NOT_OPEN: Final = frozenset({"InvalidCiphertextException", "IncorrectKeyException"})
+THROTTLED: Final = frozenset(
+    {
+        "Throttling",
+        "ThrottlingException",
+        "ThrottledException",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "RequestLimitExceeded",
+        "TooManyRequestsException",
+        "LimitExceededException",
+        "SlowDown",
+    }
+)
+UNAVAILABLE: Final = frozenset(
+    {
+        "DependencyTimeoutException",
+        "KeyUnavailableException",
+        "KMSInternalException",
+        "InternalFailure",
+        "InternalServiceError",
+        "ServiceUnavailable",
+        "ServiceUnavailableException",
+        "RequestTimeout",
+        "RequestTimeoutException",
+    }
+)
+UNUSABLE: Final = frozenset(
+    {"InvalidKeyUsageException", "InvalidArnException", "UnsupportedOperationException"}
+)
+
+SIGN_IN_AGAIN: Final = (
+    "the session has expired: renew the credentials (aws sso login, or a new token) and retry"
+)
+UNTIL_LATER: Final = "wrapped keys are safe; try again later"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked, for messages: action (`kms:Decrypt`), master key URI, endpoint."""
+
+    action: str
+    uri: str
+    endpoint: str
+
+    @property
+    def carries_key(self) -> bool:
+        return self.action == "kms:Encrypt"
+
+
+def from_sdk(error: BaseException, request: Request) -> EncpipeError:
+    """The error of our tree for one that boto3 raised. The caller raises it."""
+    if isinstance(error, EncpipeError):
+        return error
+    if isinstance(error, sdk.ClientError):
+        return _from_answer(error, request)
+    if (untrusted := untrusted_certificate(request.endpoint, error)) is not None:
+        return untrusted
+    return _from_client(error, request)
+
+
+def _from_answer(error: sdk.ClientError, request: Request) -> EncpipeError:
+    code = _word(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    uri, text = request.uri, _text(error, request)
+    what = f"{request.action} on {uri}: {code}{text}"
+    if code in DOES_NOT_OPEN:
+        return UnwrapError(
+            f"{uri} does not open this wrapping ({code})",
+            hint="it was changed, or belongs to another dataset, key name or master key",
+        )
+    if code in DISABLED:
+        return _disabled(error, code, uri)
+    if code == "NotFoundException":
+        return KeyNotFoundError(
+            f"AWS KMS at {request.endpoint} has no key {uri}",
+            hint="check account and region, and that the key was not deleted: aws kms describe-key",
+        )
+    if code in BAD_TOKEN:
+        return KeyAccessDeniedError(f"{request.action} on {uri}: {code}", hint=SIGN_IN_AGAIN)
+    if code in BAD_CREDENTIALS:
+        return KeyAccessDeniedError(
+            f"AWS does not accept the credentials: {what}",
+            hint="check profile, AWS_* variables and this machine's clock: aws sts get-caller-identity",
+        )
+    if code in THROTTLED or status == 429:
+        return KmsUnavailableError(f"AWS KMS is throttling: {what}", hint=UNTIL_LATER)
+    if code in UNAVAILABLE or status >= 500:
+        return KmsUnavailableError(f"AWS KMS failed: {what} (HTTP {status})", hint=UNTIL_LATER)
+    if code in UNUSABLE:
+        return ConfigError(
+            f"{uri} cannot wrap keys: {what}", hint="use a symmetric key with usage ENCRYPT_DECRYPT"
+        )
+    if code in DENIED or status in (401, 403):
+        return KeyAccessDeniedError(
+            f"AWS refuses {what}", hint=f"allow {request.action} in the key policy, an IAM policy or a grant"
+        )
+    return KmsError(f"{what} (HTTP {status})", hint="see the AWS KMS documentation for this code")
+
+
+def _disabled(error: sdk.ClientError, code: str, uri: str) -> KeyAccessDeniedError:
+    pending = "pending deletion" in str(error.response.get("Error", {}).get("Message", "")).lower()
+    state = "pending deletion" if pending else "disabled, or in a state that forbids its use"
+    return KeyAccessDeniedError(
+        f"{uri} is {state} ({code})",
+        hint=(
+            "datasets under it are lost once it is deleted: aws kms cancel-key-deletion, then enable-key"
+            if pending
+            else "if that was not on purpose: aws kms enable-key (aws kms describe-key shows its state)"
+        ),
+        code="key-disabled",
+    )
+
+
+def _from_client(error: BaseException, request: Request) -> EncpipeError:
+    name = type(error).__name__
+    if isinstance(error, (sdk.NoCredentialsError, sdk.PartialCredentialsError)):
+        return ConfigError(
+            f"no AWS credentials for {request.uri}",
+            hint='set a profile in the table "kms.aws-kms", AWS_* variables, or an instance role',
+            code="config-missing",
+        )
+    if isinstance(error, sdk.ProfileNotFound):
+        return ConfigError(str(error), hint='profile in the table "kms.aws-kms", or AWS_PROFILE')
+    if isinstance(error, sdk.NoRegionError):
+        return ConfigError(
+            f"no AWS region for {request.uri}",
+            hint='name the key by its ARN, or set region in the table "kms.aws-kms"',
+            code="config-missing",
+        )
+    if isinstance(error, (sdk.InvalidRegionError, sdk.ConfigParseError, sdk.ConfigNotFound)):
+        return ConfigError(f"the AWS configuration cannot be used: {error}")
+    if isinstance(error, (sdk.SSOError, sdk.TokenRetrievalError, sdk.NoAuthTokenError)):
+        return KeyAccessDeniedError(f"AWS credentials for {request.uri}: {name}", hint=SIGN_IN_AGAIN)
+    if isinstance(error, sdk.CredentialRetrievalError):
+        return ConfigError(
+            f"AWS credentials cannot be fetched: {name}", hint="try: aws sts get-caller-identity"
+        )
+    if isinstance(error, (sdk.HTTPClientError, sdk.ConnectionError, sdk.MetadataRetrievalError, OSError)):
+        return KmsUnavailableError(
+            f"no answer to {request.action} from {request.endpoint}: {name}",
+            hint="check the network, endpoint and region; wrapped keys are safe",
+        )
+    if isinstance(error, READ_ERRORS):
+        return KmsUnavailableError(
+            f"the answer to {request.action} from {request.endpoint} cannot be read: {name}",
+            hint="is this an AWS KMS endpoint? a proxy between may have cut the answer",
+        )
+    return KmsError(f"{request.action} on {request.uri} failed: {name}")
+
+
+def _text(error: sdk.ClientError, request: Request) -> str:
+    """The service's own words, printable and cut; nothing when the request held a key."""
+    message = str(error.response.get("Error", {}).get("Message", ""))
+    clean = "".join(char if char.isprintable() else " " for char in message[:300]).strip()
+    return f": {clean}" if clean and not request.carries_key else ""
+
+
+def _word(code: object) -> str:
+    """An error code as a word: whoever answers could put anything there."""
+    return found[0] if (found := re.match(r"[A-Za-z0-9.]{1,60}", str(code))) else "no error code"

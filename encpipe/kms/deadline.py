@@ -1,0 +1,78 @@
+"""One call to a key service: retried where that can help, and over when its deadline is."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+from encpipe.errors import EncpipeError, KmsUnavailableError
+
+MAX_ATTEMPTS: Final = 8
+FIRST_DELAY: Final = 0.1
+"""Seconds; doubled with every attempt, and drawn between half and all of it so that a fleet spreads out."""
+MAX_DELAY: Final = 2.0
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(eq=False)
+class _Call(Generic[Answer]):
+    """One call's state, shared by who waits and the thread that works."""
+
+    attempt: Callable[[], Answer]
+    ends: float
+    over: threading.Event = field(default_factory=threading.Event)  # nobody waits any more
+    done: threading.Event = field(default_factory=threading.Event)
+    answer: list[Answer] = field(default_factory=list)
+    error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.answer.append(self._tries())
+        except BaseException as error:  # noqa: BLE001  # handed to the waiting thread, which raises it
+            self.error = error.with_traceback(None)
+        if self.over.is_set():
+            self.answer.clear()  # it may be a key, and nobody takes it
+        self.done.set()
+
+    def _tries(self) -> Answer:
+        draw = random.SystemRandom()
+        for tried in range(MAX_ATTEMPTS):
+            try:
+                return self.attempt()
+            except KmsUnavailableError as error:
+                self.error = error
+            delay = draw.uniform(0.5, 1) * min(FIRST_DELAY * 2**tried, MAX_DELAY)
+            if tried + 1 == MAX_ATTEMPTS or time.monotonic() + delay > self.ends or self.over.wait(delay):
+                break
+        assert self.error is not None
+        raise self.error
+
+
+def call_within(seconds: float, service: str, attempt: Callable[[], Answer]) -> Answer:
+    """What `attempt` returns, tried up to `MAX_ATTEMPTS` times while it raises `KmsUnavailableError`.
+
+    Every other error passes through at once. After `seconds` in all it raises `KmsUnavailableError`, whatever
+    the attempt is stuck in (name resolution, a server that sends one byte a second, a credential process);
+    for that the attempts run in a thread of their own, which is left behind. `service` is for the message.
+    """
+    call = _Call(attempt, time.monotonic() + seconds)
+    threading.Thread(target=call.run, name="encpipe-kms", daemon=True).start()
+    try:
+        done = call.done.wait(seconds)
+    finally:
+        call.over.set()
+    if done and call.answer:
+        return call.answer.pop()
+    if done and call.error is not None:
+        error, call.error = call.error, None
+        raise error
+    last = f" (before that: {call.error.message})" if isinstance(call.error, EncpipeError) else ""
+    raise KmsUnavailableError(
+        f"{service} did not answer within {seconds:g} s{last}",
+        hint="try again later, check the network, or raise the deadline in the configuration",
+    )
