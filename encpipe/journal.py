@@ -1,0 +1,222 @@
+"""The journal of a write in progress: what a second run needs to go on where a first one stopped.
+
+    _encpipe/pending/<writer id>/lock           held by the live owner
+    _encpipe/pending/<writer id>/journal.json   dataset, KEK records and their wrappings, and a sealed body
+    _encpipe/pending/<writer id>/<n>.sealed     one record for each finished file
+
+No key stands here but wrapped, and nothing of source, policy or files but sealed (docs/format.md, "Journal").
+The commit id of the manifest that a write commits is its writer id, so a write that was committed just before
+it was stopped is recognised and not done twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from encpipe import aead, filelist, manifest, strictjson
+from encpipe.aead import Label
+from encpipe.errors import DecryptionError, FormatError, ManifestError, StorageError
+from encpipe.filelist import FileEntry
+from encpipe.keys import KEY_NAME, Secret, WrappedKey
+from encpipe.manifest import KekRecord
+from encpipe.storage import Storage
+from encpipe.strictjson import Fields
+
+FOLDER: Final = "_encpipe/pending/"
+MAX_JOURNAL_BYTES: Final = 16 << 20
+MAX_RECORD_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What one write set out to do. `digest` stands for source, policy and settings: a second run that has
+    another one is another write."""
+
+    writer_id: str
+    dataset_id: str
+    base_core: str
+    base_generation: int
+    created: str
+    owner: str
+    footer_key: str
+    keks: tuple[KekRecord, ...]
+    wrappings: Mapping[str, tuple[WrappedKey, ...]]
+    digest: bytes
+
+    @property
+    def folder(self) -> str:
+        """Where the journal lies, below the dataset."""
+        return f"{FOLDER}{self.writer_id}/"
+
+    @property
+    def footer_kek_id(self) -> str:
+        """The KEK that seals body and records."""
+        return next(k.id for k in self.keks if k.key_name == self.footer_key and k.state == "active")
+
+    def as_bytes(self, footer_kek: Secret) -> bytes:
+        """The journal object: the public fields and the sealed body."""
+        public = self._public()
+        body = strictjson.dumps({"digest": self.digest.hex()})
+        sealed = aead.seal(_key(footer_kek, self.writer_id), body, aad=_aad(public))
+        return strictjson.dumps({**public, "sealed": aead.to_text(sealed)})
+
+    def _public(self) -> dict[str, Any]:
+        return {
+            "format": manifest.FORMAT,
+            "writer_id": self.writer_id,
+            "dataset_id": self.dataset_id,
+            "base_core": self.base_core,
+            "base_generation": self.base_generation,
+            "created": self.created,
+            "owner": self.owner,
+            "footer_key": self.footer_key,
+            "keks": [kek.as_json() for kek in self.keks],
+            "wrappings": manifest.wrappings_json(self.wrappings),
+        }
+
+
+@dataclass(frozen=True)
+class SealedJournal:
+    """A parsed journal whose body is still sealed: its KEKs have to be unwrapped first."""
+
+    journal: Journal
+    public: Mapping[str, Any]
+    sealed: bytes
+
+    def open(self, footer_kek: Secret) -> Journal:
+        """The whole journal. Raises `ManifestError` `journal` when it was edited or is not of this key."""
+        try:
+            key = _key(footer_kek, self.journal.writer_id)
+            body = aead.open_sealed(key, self.sealed, aad=_aad(self.public))
+        except DecryptionError:
+            raise ManifestError(
+                "the journal of a stopped write does not open: it was edited",
+                hint="start the write anew with --restart",
+                code="journal",
+            ) from None
+        fields = Fields(strictjson.loads(body, what="a journal"), what="a journal", code="journal")
+        return Journal(**{**vars(self.journal), "digest": fields.sha256("digest")})
+
+
+def _key(footer_kek: Secret, writer_id: str) -> Secret:
+    return aead.derive(footer_kek, Label.JOURNAL, bytes.fromhex(writer_id))
+
+
+def _aad(public: Mapping[str, Any]) -> bytes:
+    return aead.encode_aad(Label.JOURNAL, hashlib.sha256(strictjson.dumps(public)).digest())
+
+
+def parse(data: bytes) -> SealedJournal:
+    """The journal in `data`. Raises `ManifestError` `journal` or `FormatError` for anything else."""
+    raw = strictjson.loads(data, what="a journal", code="journal")
+    fields = Fields(raw, what="a journal", code="journal")
+    if fields.text("format") != manifest.FORMAT:
+        raise FormatError("a journal has another format", hint="upgrade encpipe", code="format-newer")
+    journal = Journal(
+        writer_id=fields.hex_id("writer_id"),
+        dataset_id=fields.hex_id("dataset_id"),
+        base_core=fields.text("base_core"),
+        base_generation=fields.integer("base_generation"),
+        created=fields.text("created"),
+        owner=fields.text("owner"),
+        footer_key=fields.match("footer_key", KEY_NAME),
+        keks=manifest.parse_keks(fields),
+        wrappings=manifest.parse_wrappings(fields),
+        digest=b"",
+    )
+    if not any(k.key_name == journal.footer_key and k.state == "active" for k in journal.keks):
+        fields.refuse("has no KEK for its footer key")
+    public = {name: value for name, value in raw.items() if name != "sealed"}
+    return SealedJournal(journal, public, fields.data("sealed", limit=MAX_JOURNAL_BYTES))
+
+
+class Records:
+    """The records of a journal's finished files, by position in the source."""
+
+    def __init__(self, storage: Storage, journal: Journal, footer_kek: Secret) -> None:
+        self._storage, self._journal, self._footer_kek = storage, journal, footer_kek
+
+    def _path(self, n: int) -> str:
+        return f"{self._journal.folder}{n}.sealed"
+
+    def _key(self, n: int) -> Secret:
+        context = bytes.fromhex(self._journal.writer_id) + n.to_bytes(8, "big")
+        return aead.derive(self._footer_kek, Label.JOURNAL_FILE, context)
+
+    def _aad(self, n: int) -> bytes:
+        ids = (bytes.fromhex(self._journal.dataset_id), bytes.fromhex(self._journal.writer_id))
+        return aead.encode_aad(Label.JOURNAL_FILE, *ids, n.to_bytes(8, "big"))
+
+    def add(self, n: int, entry: FileEntry) -> None:
+        """Record that file `n` of the source is finished."""
+        plaintext = strictjson.dumps(entry.as_json())
+        self._storage.create(self._path(n), aead.seal(self._key(n), plaintext, aad=self._aad(n)))
+
+    def read(self, n: int, partitions: tuple[str, ...]) -> FileEntry:
+        """The entry of file `n`. Raises `ManifestError` `journal` when the record was edited."""
+        sealed = self._storage.read(self._path(n), limit=MAX_RECORD_BYTES)
+        try:
+            plaintext = aead.open_sealed(self._key(n), sealed, aad=self._aad(n))
+        except DecryptionError:
+            raise ManifestError(
+                f"record {n} of a stopped write does not open: it was edited",
+                hint="start the write anew with --restart",
+                code="journal",
+            ) from None
+        return filelist.parse_entry(strictjson.loads(plaintext, what="a journal record"), partitions)
+
+    def numbers(self) -> Iterator[int]:
+        """The files that are recorded."""
+        for info in self._storage.list(self._journal.folder):
+            name = info.path.rpartition("/")[2].removesuffix(".sealed")
+            if info.path.endswith(".sealed") and name.isdecimal():
+                yield int(name)
+
+
+def journal_path(writer_id: str) -> str:
+    """Where the journal of a writer lies."""
+    return f"{FOLDER}{writer_id}/journal.json"
+
+
+def lock_path(writer_id: str) -> str:
+    """What the live owner of a journal holds."""
+    return f"{FOLDER}{writer_id}/lock"
+
+
+def writers(storage: Storage) -> list[str]:
+    """The writer ids that have a journal, live or not."""
+    paths = (info.path for info in storage.list(FOLDER))
+    found = (path.removeprefix(FOLDER).partition("/") for path in paths)
+    return [writer for writer, _, name in found if name == "journal.json"]
+
+
+def load(storage: Storage, writer_id: str) -> SealedJournal:
+    """A writer's journal. Raises `ManifestError` `journal`, or `StorageError` when it is gone."""
+    found = parse(storage.read(journal_path(writer_id), limit=MAX_JOURNAL_BYTES))
+    if found.journal.writer_id != writer_id:
+        raise ManifestError("a journal stands in another writer's folder", code="journal")
+    return found
+
+
+def remove(storage: Storage, writer_id: str, data_files: Iterable[str] = ()) -> None:
+    """Remove a journal, itself first, then its records and the given data files."""
+    storage.delete(journal_path(writer_id))
+    for path in data_files:
+        storage.delete(path)
+    for info in list(storage.list(f"{FOLDER}{writer_id}/")):
+        if info.path != lock_path(writer_id):
+            storage.delete(info.path)
+
+
+def still_there(storage: Storage, writer_id: str) -> bool:
+    """Whether the journal was not taken away from under its writer."""
+    try:
+        storage.size(journal_path(writer_id))
+    except StorageError as error:
+        if error.code == "not-found":
+            return False
+        raise
+    return True

@@ -1,0 +1,262 @@
+"""Reading one encrypted Parquet file, only as the one its entry commits to."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from encpipe import strictjson
+from encpipe.aead import Label, digest
+from encpipe.errors import EncpipeError, IntegrityError, PlaintextFileError, StorageError
+from encpipe.filelist import FileEntry
+from encpipe.keyring import DatasetKeys
+from encpipe.parquet.keyclients import UnwrappingClient
+from encpipe.parquet.schema import Layout
+from encpipe.parquet.writing import COMMITMENTS_FIELD
+
+SEALED_MAGIC: Final = b"PARE"
+PLAINTEXT_MAGIC: Final = b"PAR1"
+MIN_FILE_BYTES: Final = 12
+
+_ARROW_ERRORS: Final = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    MemoryError,
+)
+"""What PyArrow raises for damaged bytes: measured by flipping every byte of a file."""
+
+
+@dataclass
+class SealedFile:
+    """One data file, opened by as many threads as like, each through `open`.
+
+    The first `open` checks the file against its entry; the others share the parsed footer.
+    """
+
+    entry: FileEntry
+    layout: Layout
+    keys: DatasetKeys
+    open_input: Callable[[], pa.NativeFile]
+    pre_buffer: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _metadata: pq.FileMetaData | None = field(default=None, repr=False)
+    _leaves: dict[bytes, str] = field(default_factory=dict, repr=False)
+
+    def open(self) -> Handle:
+        """A handle for one thread.
+
+        Raises `IntegrityError` (file-size, file-damaged, file-foreign, dek-commitment, file-rows),
+        `PlaintextFileError`, `StorageError` (file-missing as `IntegrityError`) or what the keys raise.
+        """
+        with self._lock:
+            known = self._metadata
+            client = UnwrappingClient(
+                self.entry, self.layout, self.keys, None if known is None else self._leaves
+            )
+            source = _open(self.entry, self.open_input)
+            try:
+                reader = self._reader(client, source, known)
+                if known is None:
+                    self._check(client, reader)
+            except BaseException:
+                source.close()
+                raise
+        return Handle(self, client, reader, source)
+
+    def surviving(self, expression: Any, schema: pa.Schema, known: Any) -> Sequence[int]:
+        """The row groups whose statistics do not rule the filter out; `known` holds for every row.
+
+        The KEKs of all columns in the filter must have been unwrapped before.
+        """
+        handle = self.open()
+        try:
+            with translated(self.entry, handle.client):
+                form = _fragment_format(handle.client)
+                fragment = form.make_fragment(handle.source, partition_expression=known)
+                subset = fragment.subset(expression, schema=schema)
+                return [info.id for info in subset.row_groups]
+        finally:
+            handle.close()
+
+    def fragment(self, system: Any, path: str, *, leaves: Sequence[str], known: Any) -> Any:
+        """A fragment for a PyArrow dataset, after every column chunk's key was checked.
+
+        The KEKs of all leaves must have been unwrapped before.
+        """
+        handle = self.open()
+        try:
+            handle.check_chunks(leaves)
+            form = _fragment_format(UnwrappingClient(self.entry, self.layout, self.keys, self._leaves))
+        finally:
+            handle.close()
+        return form.make_fragment(path, system, partition_expression=known)
+
+    def _reader(
+        self, client: UnwrappingClient, source: pa.NativeFile, known: pq.FileMetaData | None
+    ) -> pq.ParquetFile:
+        with translated(self.entry, client):
+            if known is None:
+                _check_magic(self.entry, source)
+            return pq.ParquetFile(
+                source,
+                metadata=known,
+                decryption_properties=client.decryption_properties(),
+                pre_buffer=self.pre_buffer,
+            )
+
+    def _check(self, client: UnwrappingClient, reader: pq.ParquetFile) -> None:
+        with translated(self.entry, client):
+            metadata = reader.metadata
+            vector = (metadata.metadata or {}).get(COMMITMENTS_FIELD, b"")
+            row_groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+        if not client.footer_asked or digest(Label.DEK_VECTOR, vector) != self.entry.columns_commitment:
+            raise IntegrityError(
+                f"file {self.entry.path} is not the one that was committed: its footer differs",
+                hint="restore the file from a copy you trust",
+                code="file-foreign",
+            )
+        if row_groups != self.entry.row_groups:
+            raise IntegrityError(
+                f"file {self.entry.path} has {sum(row_groups)} rows in {len(row_groups)} row groups, "
+                f"{self.entry.rows} in {len(self.entry.row_groups)} were committed",
+                hint="restore the file from a copy you trust",
+                code="file-rows",
+            )
+        leaves = strictjson.loads(vector, what=f"the key list of file {self.entry.path}", code="file-foreign")
+        self._leaves = {bytes.fromhex(str(text)): leaf for leaf, text in leaves.items()}
+        client.leaves = self._leaves
+        self._metadata = metadata
+
+
+class Handle:
+    """A reader of one file for one thread."""
+
+    def __init__(
+        self, file: SealedFile, client: UnwrappingClient, reader: pq.ParquetFile, source: pa.NativeFile
+    ) -> None:
+        self._file, self.client, self._reader, self.source = file, client, reader, source
+
+    def read(self, row_group: int, leaves: Sequence[str], *, use_threads: bool = False) -> pa.Table:
+        """The given leaves of a row group, top-level columns in file order.
+
+        The KEKs of all leaves must have been unwrapped before. Raises `IntegrityError`, `StorageError`.
+        """
+        entry, client = self._file.entry, self.client
+        client.asked.clear()
+        with translated(entry, client):
+            table = self._reader.read_row_group(row_group, columns=list(leaves), use_threads=use_threads)
+        if entry.row_groups[row_group]:
+            self._check_asked(leaves)
+        if len(table) != entry.row_groups[row_group]:
+            raise IntegrityError(
+                f"row group {row_group} of file {entry.path} has another number of rows than committed",
+                hint="restore the file from a copy you trust",
+                code="file-rows",
+            )
+        return table
+
+    def check_chunks(self, leaves: Sequence[str]) -> None:
+        """Raise `IntegrityError` unless every chunk of the leaves is sealed under its committed DEK."""
+        wanted = set(leaves)
+        with translated(self._file.entry, self.client):
+            metadata = self._reader.metadata
+            paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+            columns = [i for i, path in enumerate(paths) if path in wanted]
+        for row_group in range(len(self._file.entry.row_groups)):
+            self.client.asked.clear()
+            with translated(self._file.entry, self.client):
+                for column in columns:
+                    metadata.row_group(row_group).column(column)
+            self._check_asked(leaves)
+
+    def _check_asked(self, leaves: Sequence[str]) -> None:
+        known = self.client.leaves or {}
+        asked = {known[commitment] for commitment in self.client.asked if commitment in known}
+        unasked = [leaf for leaf in leaves if leaf not in asked]
+        if unasked:
+            raise IntegrityError(
+                f"column {unasked[0]!r} of file {self._file.entry.path} is not sealed under the key that "
+                "was committed",
+                hint="someone rewrote the file: restore it from a copy you trust",
+                code="file-foreign",
+            )
+
+    def close(self) -> None:
+        """Release the file. PyArrow's reader is dropped here, before the interpreter ends."""
+        self._reader.close(force=True)
+        self.source.close()
+
+
+def _fragment_format(client: UnwrappingClient) -> ds.ParquetFileFormat:
+    options = ds.ParquetFragmentScanOptions(decryption_properties=client.decryption_properties())
+    return ds.ParquetFileFormat(default_fragment_scan_options=options)
+
+
+def _open(entry: FileEntry, open_input: Callable[[], pa.NativeFile]) -> pa.NativeFile:
+    try:
+        return open_input()
+    except StorageError as error:
+        if error.code != "not-found":
+            raise
+        raise IntegrityError(
+            f"file {entry.path} of the dataset is missing",
+            hint="restore the file; `encpipe verify` lists what else is gone",
+            code="file-missing",
+        ) from None
+
+
+def _check_magic(entry: FileEntry, source: pa.NativeFile) -> None:
+    size = source.size()
+    if size != entry.size:
+        raise IntegrityError(
+            f"file {entry.path} has {size} bytes, {entry.size} were committed",
+            hint="the file was cut or replaced: restore it from a copy you trust",
+            code="file-size",
+        )
+    head = source.read_at(4, 0) if size >= MIN_FILE_BYTES else b""
+    tail = source.read_at(4, size - 4) if size >= MIN_FILE_BYTES else b""
+    if PLAINTEXT_MAGIC in (head, tail):
+        raise PlaintextFileError(
+            f"file {entry.path} is a plaintext Parquet file where an encrypted one belongs",
+            hint="someone replaced the file: restore it from a copy you trust",
+        )
+    if head != SEALED_MAGIC or tail != SEALED_MAGIC:
+        raise IntegrityError(
+            f"file {entry.path} is not an encrypted Parquet file",
+            hint="restore the file from a copy you trust",
+            code="file-damaged",
+        )
+
+
+@contextlib.contextmanager
+def translated(entry: FileEntry, client: UnwrappingClient) -> Iterator[None]:
+    """Turn what PyArrow raises into our errors; what the key client raised comes first."""
+    try:
+        yield
+    except EncpipeError:
+        raise
+    except _ARROW_ERRORS as error:
+        if client.failure is not None:
+            raise client.failure from None
+        if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
+            raise StorageError(
+                f"file {entry.path} cannot be read: {error.strerror or 'the storage did not answer'}",
+                hint="try again; the dataset is unchanged",
+                code="storage-unavailable",
+            ) from None
+        raise IntegrityError(
+            f"file {entry.path} cannot be decrypted or decoded: it was changed after it was written",
+            hint="restore the file from a copy you trust",
+            code="file-damaged",
+        ) from None
