@@ -38,6 +38,9 @@ class Storage(ABC):
     url: str
     """What the user named, without credentials, for messages."""
 
+    remote: bool = False
+    """Whether every read is a request to another machine, so that a few large ones are better."""
+
     @abstractmethod
     def read(self, path: str, *, limit: int) -> bytes:
         """The whole object. Raises `StorageError` `not-found`, or `storage` beyond `limit` bytes."""

@@ -1,4 +1,4 @@
-"""A dataset in this process's memory, `memory://name/...`, on fsspec's memory file system: for tests and demos.
+"""A dataset in this process's memory, `memory://name/...`, on fsspec's memory files: for tests and demos.
 
 All storages of one process see the same objects; they end with the process, and no other process sees them.
 `arrow_path` is refused: Arrow reaches this file system only through Python, and that may abort at exit.

@@ -17,7 +17,7 @@ MAX_COMMITTED_BYTES: Final = 64 << 20
 
 
 def check_path(path: str) -> str:
-    """`path` itself. Raises `StorageError` when it is absolute or too long, or has an empty, `.` or `..` part."""
+    """`path` itself. Raises `StorageError` when it is absolute or too long, or has a part "", "." or ".."."""
     parts = path.split("/")
     raw = path.encode("utf-8", "surrogateescape")
     if any(part in ("", ".", "..") for part in parts) or b"\0" in raw:
