@@ -4,9 +4,9 @@ Found in this order, the first wins, nothing is merged: the path given, `ENCPIPE
 `$XDG_CONFIG_HOME/encpipe/config.toml`. The environment is read when a configuration is loaded, not at import.
 
 `ENCPIPE_KEYRING` names the keyring file, whatever the configuration says. Where the configuration does not
-say how to unlock it, the first of these that is set does: `ENCPIPE_MASTER_KEY` (32 bytes, base64),
-`ENCPIPE_PASSPHRASE_FILE`, `ENCPIPE_PASSPHRASE`; else a person is asked. The configuration keeps the name of
-the variable or file, never what it holds.
+say how to unlock it, the first of these that is set does: `ENCPIPE_MASTER_KEY` (32 bytes, base64: the one
+master key `local:env`, in place of a keyring file), `ENCPIPE_PASSPHRASE_FILE`, `ENCPIPE_PASSPHRASE`; else a
+person is asked. The configuration keeps the name of the variable or file, never what it holds.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from encpipe.policy import Policy
 MAX_CONFIG_BYTES: Final = 1 << 20
 """A configuration or policy file may be this long."""
 
+ENVIRONMENT_KEYS: Final = {"footer": ("local:env",)}
+"""Key names where there is no configuration file and `ENCPIPE_MASTER_KEY` is set, as in a container."""
 UNLOCK_FORMS: Final = ("prompt", "env:NAME", "file:PATH", "key-env:NAME", "key-file:PATH")
 
 
@@ -33,8 +35,8 @@ UNLOCK_FORMS: Final = ("prompt", "env:NAME", "file:PATH", "key-env:NAME", "key-f
 class KeyringConfig:
     """Where the local keyring lies and how it is unlocked.
 
-    `unlock` is `prompt`, `env:NAME` or `file:PATH` (a passphrase), `key-env:NAME` or `key-file:PATH` (32
-    random bytes, base64). None for `path` means `$XDG_DATA_HOME/encpipe/keyring.json`.
+    `unlock` is `prompt`, `env:NAME` or `file:PATH` (a passphrase), `key-file:PATH` (32 random bytes, base64) or
+    `key-env:NAME` (the same, and itself the one master key: there is no file). None for `path` means `$XDG_DATA_HOME/encpipe/keyring.json`.
     """
 
     path: Path | None = None
@@ -81,7 +83,8 @@ def load_config(path: Path | None = None, *, env: Mapping[str, str] = os.environ
     """
     found = find_config(path, env=env)
     if found is None:
-        return Config(keyring=_with_environment(KeyringConfig(), unlock_given=False, env=env))
+        keyring = _with_environment(KeyringConfig(), unlock_given=False, env=env)
+        return Config(keyring=keyring, keys=ENVIRONMENT_KEYS if env.get("ENCPIPE_MASTER_KEY") else {})
     return parse_config(_read(found), found, env=env)
 
 

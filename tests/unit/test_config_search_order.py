@@ -103,3 +103,15 @@ def test_the_environment_unlocks_where_the_configuration_does_not_say(tmp_path: 
         assert secret not in repr(config)
         env[variable] = ""
     assert load_config(silent, env=env).keyring.unlock == "prompt"
+
+
+def test_a_master_key_in_the_environment_needs_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    env = {"HOME": str(tmp_path), "ENCPIPE_MASTER_KEY": "x"}
+    config = load_config(env=env)
+    assert config.keys == {"footer": ("local:env",)}
+    assert config.keyring.unlock == "key-env:ENCPIPE_MASTER_KEY"
+    (tmp_path / "encpipe.toml").write_text("")
+    assert load_config(env=env).keys == {}
