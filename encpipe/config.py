@@ -35,8 +35,9 @@ UNLOCK_FORMS: Final = ("prompt", "env:NAME", "file:PATH", "key-env:NAME", "key-f
 class KeyringConfig:
     """Where the local keyring lies and how it is unlocked.
 
-    `unlock` is `prompt`, `env:NAME` or `file:PATH` (a passphrase), `key-file:PATH` (32 random bytes, base64) or
-    `key-env:NAME` (the same, and itself the one master key: there is no file). None for `path` means `$XDG_DATA_HOME/encpipe/keyring.json`.
+    `unlock` is `prompt`, `env:NAME` or `file:PATH` (a passphrase), `key-file:PATH` (32 random bytes, base64),
+    or `key-env:NAME` (the same, and itself the one master key: there is no file). None for `path` means
+    `$XDG_DATA_HOME/encpipe/keyring.json`.
     """
 
     path: Path | None = None
