@@ -32,12 +32,14 @@ from typing import Any, ClassVar, Final
 CODES: Final[dict[str, str]] = {
     # EncpipeError
     "internal": "encpipe met a state it does not expect; please report it",
+    "interrupted": "stopped by Ctrl-C; what was finished is kept",
     "source-unreadable": "a source file cannot be read as the format its name promises",
     "source-empty": "no source file matches, or none holds a table",
     "source-changed": "the source or a setting differs from the stopped write that would be resumed",
     "unsupported": "the data or the request is outside what the format can hold",
     # ConfigError
     "config": "the configuration cannot be used",
+    "usage": "the command line does not fit the command",
     "config-unknown-key": "the configuration has a key that encpipe does not know",
     "config-missing": "no configuration, keyring or setting that this operation needs",
     "exists": "the target exists and would be overwritten",

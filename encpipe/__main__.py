@@ -1,0 +1,5 @@
+"""`python -m encpipe` is `encpipe`."""
+
+from encpipe.cli import main
+
+main()

@@ -1,0 +1,116 @@
+"""Where commands hand their results: text for people, JSON for programs. Nothing else prints.
+
+Results go to standard output, everything else to standard error. On a terminal there are tables, colours and
+progress; on a pipe plain text and no progress; with `--json` one object and nothing else.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+from encpipe.cli.parts import Facts, Grid, Note, Part, plain, safe
+from encpipe.errors import EncpipeError
+
+OnProgress = Callable[[Any], None]
+"""Receives the library's `Progress` events, from any thread."""
+
+
+class Output(Protocol):
+    """How a command talks. `payload` is what `--json` prints; `view` is made only for people."""
+
+    def result(self, payload: Mapping[str, Any], view: Callable[[], Sequence[Part]]) -> None: ...
+
+    def progress(self, title: str) -> AbstractContextManager[OnProgress | None]: ...
+
+    def error(self, error: EncpipeError) -> None: ...
+
+
+def make_output(*, json: bool) -> Output:
+    """The output for this process, as its streams are now."""
+    return JsonOutput() if json else TextOutput()
+
+
+class JsonOutput:
+    """One JSON object on standard output; an error is `{"error": {"code", "message", "hint"}}`."""
+
+    def result(self, payload: Mapping[str, Any], view: Callable[[], Sequence[Part]]) -> None:  # noqa: ARG002 - the interface's
+        self._write(payload)
+
+    def progress(self, title: str) -> AbstractContextManager[OnProgress | None]:  # noqa: ARG002 - the interface's
+        return nullcontext()
+
+    def error(self, error: EncpipeError) -> None:
+        self._write({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+
+    def _write(self, payload: Mapping[str, Any]) -> None:
+        sys.stdout.write(jsonlib.dumps(payload, indent=2, allow_nan=False) + "\n")
+        sys.stdout.flush()
+
+
+class TextOutput:
+    """Text for a person, or plain text on a pipe."""
+
+    def result(self, payload: Mapping[str, Any], view: Callable[[], Sequence[Part]]) -> None:  # noqa: ARG002 - the interface's
+        if sys.stdout.isatty():
+            _print_rich(view())
+        else:
+            sys.stdout.write(plain(view()))
+        sys.stdout.flush()
+
+    def progress(self, title: str) -> AbstractContextManager[OnProgress | None]:
+        if not sys.stderr.isatty():
+            return nullcontext()
+        from encpipe.cli.progress import progress_bar
+
+        return progress_bar(title)
+
+    def error(self, error: EncpipeError) -> None:
+        red, dim, off = ("\x1b[1;31m", "\x1b[36m", "\x1b[0m") if sys.stderr.isatty() else ("", "", "")
+        sys.stderr.write(f"encpipe: {red}error:{off} {safe(error.message)}\n")
+        if error.hint:
+            sys.stderr.write(f"{dim}hint:{off} {safe(error.hint)}\n")
+        sys.stderr.flush()
+
+
+def _print_rich(parts: Sequence[Part]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    for number, part in enumerate(parts):
+        if number:
+            console.print()
+        if isinstance(part, Note):
+            console.print(Text(part.text, style="yellow" if part.warning else ""))
+            continue
+        if part.title:
+            console.print(Text(part.title, style="bold"))
+        if isinstance(part, Facts):
+            table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+            table.add_column(style="cyan", no_wrap=True)
+            table.add_column(overflow="fold")
+            for label, value in part.rows:
+                table.add_row(Text(label), Text(safe(value)))
+        else:
+            table = _rich_grid(part)
+        console.print(table)
+
+
+def _rich_grid(grid: Grid) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="cyan", padding=(0, 1), pad_edge=False)
+    for column in grid.columns:
+        table.add_column(
+            Text(safe(column)), justify="right" if column in grid.right else "left", overflow="ellipsis"
+        )
+    for row in grid.rows:
+        table.add_row(*(Text(safe(cell)) for cell in row))
+    return table

@@ -1,0 +1,183 @@
+"""`encpipe decrypt`, `inspect`, `head` and `verify`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from encpipe.cli import options as opt
+from encpipe.cli.output import make_output
+
+DECRYPT_EXAMPLES = """
+encpipe decrypt encrypted/flights --plaintext-to plain/flights
+encpipe decrypt s3://bucket/flights --plaintext-to plain/ --select origin,dest
+"""
+INSPECT_EXAMPLES = """
+encpipe inspect encrypted/flights
+encpipe inspect s3://bucket/flights --json
+"""
+HEAD_EXAMPLES = """
+encpipe head encrypted/flights
+encpipe head s3://bucket/flights -n 3 --select origin,dest,arr_delay
+encpipe head encrypted/flights --on-missing-key null
+"""
+VERIFY_EXAMPLES = """
+encpipe verify encrypted/flights
+encpipe verify s3://bucket/flights --deep --workers 8
+encpipe verify encrypted/flights --min-generation 7
+"""
+
+
+class OnMissingKey(StrEnum):
+    """What becomes of columns whose key we do not get."""
+
+    error = "error"
+    skip = "skip"
+    null = "null"
+
+
+OnMissing = Annotated[
+    OnMissingKey,
+    typer.Option("--on-missing-key", help="Columns whose key is refused: an error, left out, or null."),
+]
+Select = Annotated[
+    str | None,
+    typer.Option("--select", metavar="COLUMN,...", help="Only these columns.", show_default=False),
+]
+
+
+def decrypt(
+    url: opt.Url,
+    plaintext_to: Annotated[
+        str,
+        typer.Option(
+            "--plaintext-to",
+            metavar="FOLDER",
+            help="Where the plaintext goes: readable to whoever reads that folder.",
+            show_default=False,
+        ),
+    ],
+    select: Select = None,
+    on_missing_key: OnMissing = OnMissingKey.error,
+    workers: opt.Workers = None,
+    expect_dataset: opt.ExpectDataset = None,
+    min_generation: opt.MinGeneration = None,
+    storage_option: opt.StorageOptions = None,
+    config: opt.ConfigFile = None,
+    json: opt.Json = False,
+) -> None:
+    """Write a dataset's rows as plaintext Parquet files."""
+    from encpipe.cli.views import decrypt_payload, decrypt_view
+    from encpipe.export import decrypt_dataset
+
+    settings = opt.settings(config, storage_option)
+    output = make_output(json=json)
+    with output.progress("decrypting") as progress:
+        report = decrypt_dataset(
+            url,
+            plaintext_to,
+            columns=opt.parse_names(select),
+            on_missing_key=on_missing_key.value,
+            workers=workers,
+            expect_dataset=expect_dataset,
+            min_generation=min_generation,
+            config=settings.config,
+            master_keys=settings.master_keys,
+            storage_options=settings.storage_options,
+            progress=progress,
+        )
+    output.result(decrypt_payload(report), lambda: decrypt_view(report, plaintext_to))
+
+
+def inspect(
+    url: opt.Url,
+    expect_dataset: opt.ExpectDataset = None,
+    min_generation: opt.MinGeneration = None,
+    storage_option: opt.StorageOptions = None,
+    config: opt.ConfigFile = None,
+    json: opt.Json = False,
+) -> None:
+    """Show what a dataset is: keys, wrappings, generation; with the footer key also schema and files.
+
+    Reads no data, and says what could not be checked without keys.
+    """
+    from encpipe.cli.views import inspect_view
+    from encpipe.inspection import inspect_dataset
+
+    settings = opt.settings(config, storage_option)
+    found = inspect_dataset(
+        url,
+        config=settings.config,
+        master_keys=settings.master_keys,
+        storage_options=settings.storage_options,
+        expect_dataset=expect_dataset,
+        min_generation=min_generation,
+    )
+    make_output(json=json).result(found.as_json(), lambda: inspect_view(found))
+
+
+def head(
+    url: opt.Url,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=0, max=10_000, help="Rows to show.")] = 10,
+    select: Select = None,
+    on_missing_key: OnMissing = OnMissingKey.error,
+    expect_dataset: opt.ExpectDataset = None,
+    min_generation: opt.MinGeneration = None,
+    storage_option: opt.StorageOptions = None,
+    config: opt.ConfigFile = None,
+    json: opt.Json = False,
+) -> None:
+    """Show the first rows, decrypted in memory."""
+    from encpipe.cli.views import rows_payload, rows_view
+    from encpipe.dataset import open_dataset
+
+    settings = opt.settings(config, storage_option)
+    with open_dataset(
+        url,
+        config=settings.config,
+        master_keys=settings.master_keys,
+        storage_options=settings.storage_options,
+        on_missing_key=on_missing_key.value,
+        expect_dataset=expect_dataset,
+        min_generation=min_generation,
+    ) as dataset:
+        table, total = dataset.head(rows, opt.parse_names(select)), dataset.num_rows
+    make_output(json=json).result(rows_payload(table, total), lambda: rows_view(table, total))
+
+
+def verify(
+    url: opt.Url,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Check every page and every file's SHA-256: reads everything.")
+    ] = False,
+    workers: opt.Workers = None,
+    expect_dataset: opt.ExpectDataset = None,
+    min_generation: opt.MinGeneration = None,
+    storage_option: opt.StorageOptions = None,
+    config: opt.ConfigFile = None,
+    json: opt.Json = False,
+) -> None:
+    """Check a dataset: manifest, file list, sizes, footers, objects that do not belong.
+
+    Exits with 4 when something is not what its writer committed to.
+    """
+    from encpipe.cli.views import verify_view
+    from encpipe.inspection import verify_dataset
+
+    settings = opt.settings(config, storage_option)
+    output = make_output(json=json)
+    with output.progress("verifying") as progress:
+        found = verify_dataset(
+            url,
+            deep=deep,
+            workers=workers,
+            config=settings.config,
+            master_keys=settings.master_keys,
+            storage_options=settings.storage_options,
+            expect_dataset=expect_dataset,
+            min_generation=min_generation,
+            progress=progress,
+        )
+    output.result(found.as_json(), lambda: verify_view(found))
