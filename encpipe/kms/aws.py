@@ -100,6 +100,8 @@ class AwsKmsKey:
 
         Raises `KmsError` when AWS answers with another key than the one asked for.
         """
+        if len(kek) != KEY_BYTES:
+            raise ValueError(f"a KEK has {KEY_BYTES} bytes")
 
         def encrypt(client: KMSClient) -> tuple[str, bytes]:
             answer = client.encrypt(KeyId=self.key_id, Plaintext=kek.reveal(), EncryptionContext=aad.pairs())
