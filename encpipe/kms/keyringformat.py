@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Final, Literal, NoReturn, cast
 
 from encpipe import aead, strictjson
 from encpipe.aead import Label
-from encpipe.errors import DecryptionError, FormatError, IntegrityError, KeyAccessDeniedError
+from encpipe.errors import ConfigError, DecryptionError, FormatError, IntegrityError, KeyAccessDeniedError
 from encpipe.keys import KEY_BYTES, KEY_NAME, Secret
 from encpipe.kms.keyringkeys import MAX_KEYS, MAX_VERSION, MAX_VERSIONS, STATES, Keyring, KeyVersion
 
@@ -117,7 +117,7 @@ class SealedKeyring:
 
 
 def seal(keyring: Keyring, root: Secret, protection: Protection) -> bytes:
-    """The bytes of a keyring file. Every call seals under a key of its own."""
+    """The bytes of a keyring file. Every call seals under a key of its own. `ConfigError` if too long."""
     seal_id = secrets.token_bytes(SEAL_ID_BYTES)
     header = strictjson.dumps(
         {
@@ -133,7 +133,9 @@ def seal(keyring: Keyring, root: Secret, protection: Protection) -> bytes:
     sealed = aead.seal(key, keyring.pack(), aad=_aad(header))
     data = header + b"\n" + _second_line(header, sealed) + b"\n"
     if len(data) > MAX_FILE_BYTES:
-        raise ValueError("the keyring would be too long")
+        raise ConfigError(
+            "the keyring would be too long", hint="spread the master keys over several keyrings"
+        )
     return data
 
 
