@@ -1,1 +1,107 @@
-"""Envelope encryption for Parquet datasets, decrypted only in memory, straight into PyTorch."""
+"""Envelope encryption for Parquet datasets, decrypted only in memory, straight into PyTorch.
+
+    import encpipe
+
+    encpipe.write_dataset("flights/", "s3://bucket/flights", policy=encpipe.Policy(columns={"pii": ["tailnum"]}))
+    with encpipe.open_dataset("s3://bucket/flights") as dataset:
+        table = dataset.to_table(["distance", "arr_delay"])
+
+Names are loaded on first use: `import encpipe` costs a few milliseconds and imports neither torch nor boto3.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from encpipe.config import Config, load_config
+    from encpipe.dataset import Dataset, open_dataset
+    from encpipe.errors import (
+        ConfigError,
+        ConflictError,
+        DecryptionError,
+        EncpipeError,
+        FormatError,
+        IntegrityError,
+        KeyAccessDeniedError,
+        KeyNotFoundError,
+        KmsError,
+        KmsUnavailableError,
+        ManifestError,
+        MissingExtraError,
+        PlaintextFileError,
+        PolicyError,
+        ShreddedError,
+        SignatureError,
+        StaleDatasetError,
+        StorageError,
+        UntrustedKeyError,
+        UnwrapError,
+    )
+    from encpipe.export import decrypt_dataset
+    from encpipe.inspection import inspect_dataset, verify_dataset
+    from encpipe.kms.registry import MasterKeys
+    from encpipe.policy import Policy
+    from encpipe.writer import append_dataset, write_dataset
+
+_HOME = {
+    "Config": "config",
+    "Dataset": "dataset",
+    "MasterKeys": "kms.registry",
+    "Policy": "policy",
+    "append_dataset": "writer",
+    "decrypt_dataset": "export",
+    "inspect_dataset": "inspection",
+    "load_config": "config",
+    "open_dataset": "dataset",
+    "verify_dataset": "inspection",
+    "write_dataset": "writer",
+}
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "ConflictError",
+    "Dataset",
+    "DecryptionError",
+    "EncpipeError",
+    "FormatError",
+    "IntegrityError",
+    "KeyAccessDeniedError",
+    "KeyNotFoundError",
+    "KmsError",
+    "KmsUnavailableError",
+    "ManifestError",
+    "MasterKeys",
+    "MissingExtraError",
+    "PlaintextFileError",
+    "Policy",
+    "PolicyError",
+    "ShreddedError",
+    "SignatureError",
+    "StaleDatasetError",
+    "StorageError",
+    "UntrustedKeyError",
+    "UnwrapError",
+    "append_dataset",
+    "decrypt_dataset",
+    "inspect_dataset",
+    "load_config",
+    "open_dataset",
+    "verify_dataset",
+    "write_dataset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version("encpipe")
+    if name not in __all__:
+        raise AttributeError(f"module 'encpipe' has no attribute {name!r}")
+    return getattr(import_module(f"encpipe.{_HOME.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

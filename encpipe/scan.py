@@ -162,9 +162,7 @@ class _Run:
         complete = _complete(table, rows, file.entry, plan.read.schema)
         if plan.filter is not None:
             complete = complete.filter(plan.filter)
-        if plan.out.equals(plan.read.schema):
-            return complete
-        return pa.Table.from_arrays([complete.column(name) for name in plan.out.names], schema=plan.out)
+        return complete.select(plan.out.names)
 
     def _handle(self, file: SealedFile) -> Handle:
         thread = threading.get_ident()

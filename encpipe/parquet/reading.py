@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
@@ -37,11 +36,12 @@ _ARROW_ERRORS: Final = (
 """What PyArrow raises for damaged bytes: measured by flipping every byte of a file."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class SealedFile:
     """One data file, opened by as many threads as like, each through `open`.
 
-    The first `open` checks the file against its entry; the others share the parsed footer.
+    Handles share nothing: PyArrow decrypts with the key client of the reader that parsed the footer, so a
+    shared footer would let one thread answer for what another one read.
     """
 
     entry: FileEntry
@@ -49,29 +49,27 @@ class SealedFile:
     keys: DatasetKeys
     open_input: Callable[[], pa.NativeFile]
     pre_buffer: bool = False
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _metadata: pq.FileMetaData | None = field(default=None, repr=False)
-    _leaves: dict[bytes, str] = field(default_factory=dict, repr=False)
 
     def open(self) -> Handle:
-        """A handle for one thread.
+        """A handle for one thread, after the file was checked against its entry.
 
-        Raises `IntegrityError` (file-size, file-damaged, file-foreign, dek-commitment, file-rows),
-        `PlaintextFileError`, `StorageError` (file-missing as `IntegrityError`) or what the keys raise.
+        Raises `IntegrityError` (`file-missing`, `file-size`, `file-damaged`, `file-foreign`,
+        `dek-commitment`, `file-rows`), `PlaintextFileError`, `StorageError`, or what the keys raise.
         """
-        with self._lock:
-            known = self._metadata
-            client = UnwrappingClient(
-                self.entry, self.layout, self.keys, None if known is None else self._leaves
-            )
-            source = _open(self.entry, self.open_input)
-            try:
-                reader = self._reader(client, source, known)
-                if known is None:
-                    self._check(client, reader)
-            except BaseException:
-                source.close()
-                raise
+        client = UnwrappingClient(self.entry, self.layout, self.keys)
+        source = _open(self.entry, self.open_input)
+        try:
+            with translated(self.entry, client):
+                _check_magic(self.entry, source)
+                reader = pq.ParquetFile(
+                    source,
+                    decryption_properties=client.decryption_properties(),
+                    pre_buffer=self.pre_buffer,
+                )
+            self._check(client, reader)
+        except BaseException:
+            source.close()
+            raise
         return Handle(self, client, reader, source)
 
     def surviving(self, expression: Any, schema: pa.Schema, known: Any) -> Sequence[int]:
@@ -97,23 +95,12 @@ class SealedFile:
         handle = self.open()
         try:
             handle.check_chunks(leaves)
-            form = _fragment_format(UnwrappingClient(self.entry, self.layout, self.keys, self._leaves))
+            form = _fragment_format(
+                UnwrappingClient(self.entry, self.layout, self.keys, handle.client.leaves)
+            )
         finally:
             handle.close()
         return form.make_fragment(path, system, partition_expression=known)
-
-    def _reader(
-        self, client: UnwrappingClient, source: pa.NativeFile, known: pq.FileMetaData | None
-    ) -> pq.ParquetFile:
-        with translated(self.entry, client):
-            if known is None:
-                _check_magic(self.entry, source)
-            return pq.ParquetFile(
-                source,
-                metadata=known,
-                decryption_properties=client.decryption_properties(),
-                pre_buffer=self.pre_buffer,
-            )
 
     def _check(self, client: UnwrappingClient, reader: pq.ParquetFile) -> None:
         with translated(self.entry, client):
@@ -134,9 +121,7 @@ class SealedFile:
                 code="file-rows",
             )
         leaves = strictjson.loads(vector, what=f"the key list of file {self.entry.path}", code="file-foreign")
-        self._leaves = {bytes.fromhex(str(text)): leaf for leaf, text in leaves.items()}
-        client.leaves = self._leaves
-        self._metadata = metadata
+        client.leaves = {bytes.fromhex(str(text)): leaf for leaf, text in leaves.items()}
 
 
 class Handle:

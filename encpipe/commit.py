@@ -1,0 +1,151 @@
+"""Committing a write: the sealed list first, then the manifest, as one conditional replacement."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from encpipe import filelist, journal, manifest
+from encpipe.errors import ConflictError
+from encpipe.filelist import FileEntry, FileList
+from encpipe.keys import Secret, WrappedKey, new_id
+from encpipe.manifest import Core, KekRecord
+from encpipe.policy import Policy
+from encpipe.state import MANIFEST_PATH, State
+from encpipe.storage import Storage
+
+MAX_REBASES = 20
+"""How often an append tries again on top of what another writer committed."""
+
+
+def now() -> str:
+    """UTC, RFC 3339, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a write commits to: the dataset's identity, its KEKs, and the state it replaces, if any."""
+
+    dataset_id: str
+    footer_key: str
+    records: tuple[KekRecord, ...]
+    wrappings: Mapping[str, tuple[WrappedKey, ...]]
+    keks: Mapping[str, Secret]
+    base: State | None
+
+    def active(self, key_name: str) -> KekRecord:
+        """The KEK that new data of a key name goes under."""
+        return next(r for r in self.records if r.key_name == key_name and r.state == "active")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the new generation holds, but for the files.
+
+    `schema` is the dataset's Arrow schema as an IPC message, partition columns last; `write_schema` that of
+    the tables as the source gives them; `columns` maps leaf path to key name.
+    """
+
+    schema: bytes
+    write_schema: pa.Schema
+    columns: Mapping[str, str]
+    partitions: tuple[str, ...]
+    policy: Policy
+
+
+def commit(
+    storage: Storage, target: Target, contents: Contents, files: Sequence[FileEntry], writer_id: str
+) -> int:
+    """Make `files` the dataset's new generation and return its number.
+
+    Raises `ConflictError` when the manifest is not the target's base any more, or the journal is gone; the
+    dataset is then unchanged and the new list removed.
+    """
+    base = target.base
+    generation = 1 if base is None else base.manifest.core.generation + 1
+    list_id = new_id()
+    file_list = FileList(
+        policy=contents.policy,
+        schema=contents.schema,
+        columns=contents.columns,
+        partitions=contents.partitions,
+        files=tuple(files),
+        raw={} if base is None else base.files.raw,
+    )
+    sealed = filelist.seal(
+        file_list,
+        footer_kek=target.keks[target.active(target.footer_key).id],
+        dataset_id=target.dataset_id,
+        generation=generation,
+        list_id=list_id,
+    )
+    core = Core(
+        dataset_id=target.dataset_id,
+        generation=generation,
+        commit_id=writer_id,
+        created=now(),
+        footer_key=target.footer_key,
+        list_id=list_id,
+        list_sha256=hashlib.sha256(sealed).digest(),
+        keks=target.records,
+        raw={} if base is None else base.manifest.core.raw,
+    )
+    storage.create(core.list_name, sealed)
+    try:
+        _replace_manifest(storage, target, core, writer_id)
+    except ConflictError:
+        storage.delete(core.list_name)
+        raise
+    return generation
+
+
+def _replace_manifest(storage: Storage, target: Target, core: Core, writer_id: str) -> None:
+    base = target.base
+    data = manifest.build(
+        core,
+        revision=1 if base is None else base.manifest.revision + 1,
+        wrappings=target.wrappings,
+        retained=() if base is None else base.manifest.history,
+        keks=target.keks,
+        keys_raw=None if base is None else base.manifest.keys_raw,
+    )
+
+    def check(current: bytes | None) -> None:
+        if current != (None if base is None else base.manifest_bytes):
+            raise ConflictError(
+                "another writer committed to the dataset in the meantime",
+                hint="nothing was changed; run the command again",
+            )
+        if not journal.still_there(storage, writer_id):
+            raise ConflictError("the journal of this write was removed by another process")
+
+    storage.commit(MANIFEST_PATH, data, check=check, is_ours=lambda found: holds_commit(found, writer_id))
+
+
+def holds_commit(data: bytes, commit_id: str) -> bool:
+    """Whether a manifest is, or builds upon, the commit of this id."""
+    found = manifest.parse(data)
+    return any(tagged.core.commit_id == commit_id for tagged in (found.head, *found.retained))
+
+
+def rebased(target: Target, current: State) -> Target:
+    """The target on top of another base. Raises `ConflictError` when keys or policy changed meanwhile."""
+    base = target.base
+    same = (
+        base is not None
+        and base.manifest.core.dataset_id == current.manifest.core.dataset_id
+        and base.manifest.core.keks == current.manifest.core.keks
+        and base.files.policy == current.files.policy
+        and base.files.schema == current.files.schema
+    )
+    if not same:
+        raise ConflictError(
+            "another writer changed the dataset's keys, policy or schema in the meantime",
+            hint="nothing was changed; run the command again with --restart",
+        )
+    return replace(target, base=current, wrappings=current.manifest.wrappings)

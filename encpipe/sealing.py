@@ -1,0 +1,214 @@
+"""Sealing the files of a source, in parallel and recorded one by one, so that a stopped write can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+import pyarrow as pa
+
+from encpipe.errors import EncpipeError, StorageError
+from encpipe.filelist import FileEntry
+from encpipe.journal import Records
+from encpipe.keyring import DatasetKeys
+from encpipe.keys import new_id
+from encpipe.parquet import Layout, Sealed, SealedWriter
+from encpipe.sources import SourceFile
+from encpipe.storage import Storage
+
+SINK_BUFFER_BYTES = 1 << 20
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+"""How Hive spells a null partition value in a folder name."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a write or export is; files that an earlier, stopped run finished count as done."""
+
+    files_done: int
+    files_total: int
+    rows_done: int
+    bytes_done: int
+    bytes_total: int
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class Tally:
+    """Counts progress from several threads and passes it on."""
+
+    def __init__(self, files_total: int, bytes_total: int, callback: ProgressCallback | None) -> None:
+        self._lock = threading.Lock()
+        self._totals = (files_total, bytes_total)
+        self._callback = callback
+        self.files = self.rows = self.bytes = 0
+
+    def add(self, *, files: int = 0, rows: int = 0, size: int = 0) -> None:
+        """Add to what is done."""
+        with self._lock:
+            self.files, self.rows, self.bytes = self.files + files, self.rows + rows, self.bytes + size
+            if self._callback is not None:
+                done = min(self.bytes, self._totals[1]) if self._totals[1] else self.bytes
+                self._callback(Progress(self.files, self._totals[0], self.rows, done, self._totals[1]))
+
+
+class HashingSink:
+    """What PyArrow writes to: passes bytes on, counts them and takes their SHA-256.
+
+    PyArrow loses the type of an error that is raised while it writes; `failure` keeps it.
+    """
+
+    closed = False
+    mode = "wb"
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._hash = hashlib.sha256()
+        self.size = 0
+        self.failure: EncpipeError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        try:
+            self._stream.write(view)
+        except EncpipeError as error:
+            self.failure = error
+            raise
+        except OSError as error:
+            self.failure = StorageError(
+                f"writing failed: {error.strerror}", hint="free some space and run the command again"
+            )
+            raise
+        self._hash.update(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        """Nothing is kept here."""
+
+    def close(self) -> None:
+        """The stream belongs to the storage."""
+
+    def sha256(self) -> bytes:
+        """Of all bytes so far."""
+        return self._hash.digest()
+
+
+@dataclass(frozen=True)
+class SealJob:
+    """How the files of one write are sealed: the same for all of them."""
+
+    storage: Storage
+    layout: Layout
+    keys: DatasetKeys
+    schema: pa.Schema
+    plaintext_partitions: tuple[str, ...]
+    compression: str
+
+    def seal(self, source: SourceFile, *, threads: bool, tally: Tally) -> FileEntry:
+        """Encrypt one source file into a new object. Nothing of it remains after an error."""
+        file_id = new_id()
+        path = f"{self._folder(source.partition)}/{file_id}.parquet"
+        with self.storage.create_file(path) as stream:
+            sink = HashingSink(stream)
+            sealed = self._copy(source, sink, file_id, threads, tally)
+        return FileEntry(
+            id=file_id,
+            path=path,
+            size=sink.size,
+            rows=sealed.rows,
+            row_groups=sealed.row_groups,
+            partition=dict(source.partition),
+            sha256=sink.sha256(),
+            footer_commitment=sealed.footer_commitment,
+            columns_commitment=sealed.columns_commitment,
+        )
+
+    def _folder(self, partition: Mapping[str, str | None]) -> str:
+        shown = [
+            f"{quote(name, safe='')}={quote(NULL_PARTITION if value is None else value, safe='')}"
+            for name, value in partition.items()
+            if name in self.plaintext_partitions
+        ]
+        return "/".join(shown) or "data"
+
+    def _copy(
+        self, source: SourceFile, sink: HashingSink, file_id: str, threads: bool, tally: Tally
+    ) -> Sealed:
+        buffered = pa.BufferedOutputStream(pa.PythonFile(sink, mode="w"), SINK_BUFFER_BYTES)
+        writer = SealedWriter(
+            buffered,
+            self.schema,
+            file_id=file_id,
+            layout=self.layout,
+            keys=self.keys,
+            compression=self.compression,
+        )
+        counted = 0
+        try:
+            with source.open(threads=threads) as reader:
+                for table in reader.tables():
+                    writer.write(table.select(self.schema.names))
+                    step = max(0, min(table.nbytes, source.size - counted))
+                    counted += step
+                    tally.add(rows=len(table), size=step)
+                    del table
+            sealed = writer.close()
+            buffered.flush()
+        except BaseException as error:
+            writer.abandon()
+            if sink.failure is not None and not isinstance(error, KeyboardInterrupt):
+                raise sink.failure from None
+            raise
+        tally.add(files=1, size=source.size - counted)
+        return sealed
+
+
+def seal_all(
+    job: SealJob,
+    sources: Sequence[SourceFile],
+    done: Mapping[int, FileEntry],
+    records: Records,
+    *,
+    workers: int,
+    tally: Tally,
+) -> list[FileEntry]:
+    """The entries of all sources, in their order; `done` holds those of an earlier run.
+
+    Each finished file is recorded before the next is begun. On the first error no further file is begun;
+    those under way are finished and recorded.
+    """
+    todo = [n for n in range(len(sources)) if n not in done]
+    stop = threading.Event()
+
+    def one(n: int) -> FileEntry | None:
+        if stop.is_set():
+            return None
+        try:
+            entry = job.seal(sources[n], threads=workers == 1 or len(todo) == 1, tally=tally)
+            records.add(n, entry)
+        except BaseException:
+            stop.set()
+            raise
+        return entry
+
+    with ThreadPoolExecutor(max(1, min(workers, len(todo))), thread_name_prefix="encpipe-seal") as pool:
+        futures = {n: pool.submit(one, n) for n in todo}
+        try:
+            for future in futures.values():
+                future.result()
+        except BaseException:
+            stop.set()
+            raise
+    made = {n: future.result() for n, future in futures.items()}
+    entries = {**done, **{n: entry for n, entry in made.items() if entry is not None}}
+    return [entries[n] for n in range(len(sources))]

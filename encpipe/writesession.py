@@ -1,0 +1,368 @@
+"""One write from journal to commit; goes on where a stopped one left off."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+from encpipe import journal as journals
+from encpipe import strictjson
+from encpipe.access import Access
+from encpipe.commit import MAX_REBASES, Contents, Target, commit, holds_commit, now, rebased
+from encpipe.errors import ConfigError, ConflictError, EncpipeError, ManifestError, StorageError
+from encpipe.filelist import FileEntry
+from encpipe.journal import Journal, Records
+from encpipe.keyring import DatasetKeys, make_kek
+from encpipe.keys import KeyContext, Secret, new_id
+from encpipe.manifest import KekRecord, check_commitment, kek_commitment
+from encpipe.parquet import Layout
+from encpipe.sealing import ProgressCallback, SealJob, Tally, seal_all
+from encpipe.sources import Source
+from encpipe.state import State, load_state, read_manifest
+
+Purpose = Literal["write", "overwrite", "append"]
+_HASH_CHUNK_BYTES: Final = 4 << 20
+_OUR_PATHS: Final = re.compile(r"_encpipe/.*|(?:.*/)?(?:[0-9a-f]{32}\.parquet|\.tmp-[^/]*)")
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """What a write did. `kms_calls` counts calls to key services: one for each key name and master key."""
+
+    url: str
+    dataset_id: str
+    generation: int
+    files: int
+    resumed_files: int
+    rows: int
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+    kms_calls: int
+    master_keys: Mapping[str, tuple[str, ...]]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+class WriteSession:
+    """One call of `write_dataset` or `append_dataset`."""
+
+    def __init__(
+        self,
+        purpose: Purpose,
+        access: Access,
+        source: Source,
+        contents: Contents,
+        source_digest: bytes,
+        *,
+        workers: int,
+        compression: str,
+        restart: bool,
+        progress: ProgressCallback | None,
+    ) -> None:
+        self._purpose = purpose
+        self._storage, self._master_keys = access.storage, access.master_keys
+        self._source, self._contents = source, contents
+        policy = strictjson.dumps({"purpose": purpose, "policy": contents.policy.as_json()})
+        self._digest = hashlib.sha256(policy + source_digest).digest()
+        self._workers, self._compression, self._restart = workers, compression, restart
+        self._progress = progress
+        self._kms_calls = 0
+
+    def run(self) -> WriteReport:
+        """Do the whole write. Raises as `write_dataset` says."""
+        started = time.monotonic()
+        with ExitStack() as held:
+            base = self._base()
+            resumed = self._find_stopped(held, base)
+            if resumed is not None and self._is_committed(resumed[0].writer_id):
+                return self._already_done(*resumed, started)
+            if resumed is None:
+                self._check_free(base)
+                target = self._new_target(base)
+                journal = self._start(held, target)
+            else:
+                journal, target = resumed
+            return self._write(journal, target, started)
+
+    def _already_done(self, journal: Journal, target: Target, started: float) -> WriteReport:
+        """An earlier run was stopped after its commit: only its journal was left."""
+        footer_kek = target.keks[journal.footer_kek_id]
+        entries = list(self._finished(Records(self._storage, journal, footer_kek)).values())
+        journals.remove(self._storage, journal.writer_id)
+        _, found = read_manifest(self._storage)
+        generation = next(
+            tagged.core.generation
+            for tagged in (found.head, *found.retained)
+            if tagged.core.commit_id == journal.writer_id
+        )
+        return self._report(entries, len(entries), generation, started, target)
+
+    def _base(self) -> State | None:
+        try:
+            read_manifest(self._storage)
+        except StorageError as error:
+            if error.code != "not-found" or self._purpose == "append":
+                raise
+            return None
+        state = load_state(self._storage, self._master_keys)
+        self._kms_calls += state.keys.unwraps
+        return state
+
+    def _check_free(self, base: State | None) -> None:
+        if base is not None:
+            if self._purpose == "write":
+                raise ConfigError(
+                    f"there is a dataset at {self._storage.url}",
+                    hint="--overwrite replaces its contents by a new generation; `encpipe append` adds to it",
+                    code="exists",
+                )
+            return
+        for info in self._storage.list():
+            if not _OUR_PATHS.fullmatch(info.path):
+                raise ConfigError(
+                    f"{self._storage.url} is not empty: it holds {info.path!r}",
+                    hint="name an empty or a new folder",
+                    code="exists",
+                )
+
+    # Keys
+
+    def _new_target(self, base: State | None) -> Target:
+        records: list[KekRecord] = []
+        wrappings = dict(base.manifest.wrappings) if base is not None else {}
+        keks: dict[str, Secret] = {}
+        names = self._contents.policy.key_names
+        if base is not None:
+            records, keks = self._kept(base, names)
+        dataset_id = new_id() if base is None else base.manifest.core.dataset_id
+        known = {record.key_name for record in records if record.state == "active"}
+        makers = {name: self._master_keys.for_key_name(name) for name in names if name not in known}
+        for name, masters in makers.items():
+            kek_id = new_id()
+            made = make_kek(KeyContext(dataset_id, name, kek_id), masters)
+            self._kms_calls += len(made.wrappings)
+            keks[kek_id], wrappings[kek_id] = made.kek, made.wrappings
+            records.append(KekRecord(kek_id, name, now(), kek_commitment(kek_id, made.kek), "active"))
+        return Target(dataset_id, names[0], tuple(records), wrappings, keks, base)
+
+    def _kept(self, base: State, names: tuple[str, ...]) -> tuple[list[KekRecord], dict[str, Secret]]:
+        records, keks = [], {}
+        before = base.keys.unwraps
+        for record in base.manifest.core.keks:
+            active = record.state == "active" and record.key_name in names
+            if active:
+                keks[record.id] = base.keys.kek(record.id)
+            state = record.state if active or record.state == "shredded" else "retired"
+            records.append(KekRecord(**{**vars(record), "state": state}))
+        self._kms_calls += base.keys.unwraps - before
+        return records, keks
+
+    # Journal
+
+    def _start(self, held: ExitStack, target: Target) -> Journal:
+        base = target.base
+        journal = Journal(
+            writer_id=new_id(),
+            dataset_id=target.dataset_id,
+            base_core="" if base is None else base.view.digest,
+            base_generation=0 if base is None else base.view.core.generation,
+            created=now(),
+            owner=f"{socket.gethostname()}:{os.getpid()}",
+            footer_key=target.footer_key,
+            keks=target.records,
+            wrappings=target.wrappings,
+            digest=self._digest,
+        )
+        held.enter_context(self._storage.hold(journals.lock_path(journal.writer_id)))
+        data = journal.as_bytes(target.keks[target.active(target.footer_key).id])
+        self._storage.create(journals.journal_path(journal.writer_id), data)
+        return journal
+
+    def _find_stopped(self, held: ExitStack, base: State | None) -> tuple[Journal, Target] | None:
+        """The stopped write that this call goes on with. Live ones are left alone."""
+        for writer_id in journals.writers(self._storage):
+            with ExitStack() as mine:
+                try:
+                    mine.enter_context(self._storage.hold(journals.lock_path(writer_id)))
+                    found = journals.load(self._storage, writer_id)
+                except (ConflictError, StorageError):
+                    continue
+                if self._restart:
+                    self._discard(found.journal, found)
+                    continue
+                resumed = self._resume(found, base)
+                held.enter_context(mine.pop_all())
+                return resumed
+        return None
+
+    def _resume(self, found: journals.SealedJournal, base: State | None) -> tuple[Journal, Target]:
+        keys = self._journal_keys(found.journal)
+        journal = found.open(keys.kek(found.journal.footer_kek_id))
+        committed = self._is_committed(journal.writer_id)
+        if journal.digest != self._digest or not (committed or self._fits(journal, base)):
+            raise EncpipeError(
+                "a stopped write is there, with another source, policy, setting or base than this call",
+                hint="repeat the first command to go on with it, or pass --restart to throw its work away",
+                code="source-changed",
+            )
+        wrappings = {**journal.wrappings, **(base.manifest.wrappings if base is not None else {})}
+        keks = {record.id: keys.kek(record.id) for record in journal.keks if record.state == "active"}
+        self._kms_calls += keys.unwraps
+        target = Target(journal.dataset_id, journal.footer_key, journal.keks, wrappings, keks, base)
+        return journal, target
+
+    def _journal_keys(self, journal: Journal) -> DatasetKeys:
+        records = {record.id: record for record in journal.keks}
+        return DatasetKeys(
+            journal.dataset_id,
+            journal.keks,
+            journal.wrappings,
+            self._master_keys,
+            lambda kek_id, kek: check_commitment(records[kek_id], kek),
+        )
+
+    def _fits(self, journal: Journal, base: State | None) -> bool:
+        """Whether the journal's write can still be committed on top of what is there now."""
+        if base is None:
+            return journal.base_core == ""
+        if journal.base_core == base.view.digest:
+            return True
+        window = base.manifest.core.generation - journal.base_generation <= len(base.manifest.retained)
+        return self._purpose == "append" and journal.keks == base.manifest.core.keks and window
+
+    def _is_committed(self, writer_id: str) -> bool:
+        try:
+            data, _ = read_manifest(self._storage)
+        except StorageError:
+            return False
+        return holds_commit(data, writer_id)
+
+    def _discard(self, journal: Journal, found: journals.SealedJournal) -> None:
+        """Throw a stopped write away, its data files too where its records can still be read."""
+        paths: list[str] = []
+        if not self._is_committed(journal.writer_id):
+            try:
+                footer_kek = self._journal_keys(journal).kek(journal.footer_kek_id)
+                whole = found.open(footer_kek)
+                records = Records(self._storage, whole, footer_kek)
+                paths = [records.read(n, self._contents.partitions).path for n in list(records.numbers())]
+            except EncpipeError:
+                paths = []  # the files are named nowhere: `gc` removes them
+        journals.remove(self._storage, journal.writer_id, paths)
+
+    # Data
+
+    def _write(self, journal: Journal, target: Target, started: float) -> WriteReport:
+        keys = self._session_keys(target)
+        records = Records(self._storage, journal, target.keks[journal.footer_kek_id])
+        done = self._finished(records)
+        try:
+            entries = self._seal(target, keys, records, done)
+            generation = self._commit(journal, target, entries)
+        except BaseException as error:
+            if isinstance(error, ConflictError) or not self._source.resumable:
+                paths = [records.read(n, self._contents.partitions).path for n in list(records.numbers())]
+                journals.remove(self._storage, journal.writer_id, paths)
+            raise
+        journals.remove(self._storage, journal.writer_id)
+        return self._report(entries, len(done), generation, started, target)
+
+    def _session_keys(self, target: Target) -> DatasetKeys:
+        keys = DatasetKeys(
+            target.dataset_id, target.records, target.wrappings, self._master_keys, lambda *_: None
+        )
+        for kek_id, kek in target.keks.items():
+            keys.put(kek_id, kek)
+        return keys
+
+    def _finished(self, records: Records) -> dict[int, FileEntry]:
+        """What an earlier run finished; each file is read again and its SHA-256 compared."""
+        done = {}
+        for n in records.numbers():
+            entry = records.read(n, self._contents.partitions)
+            if n < len(self._source.files) and self._sha256(entry) == entry.sha256:
+                done[n] = entry
+                continue
+            raise ManifestError(
+                f"file {entry.path} of a stopped write was changed or removed",
+                hint="start the write anew with --restart",
+                code="journal",
+            )
+        return done
+
+    def _sha256(self, entry: FileEntry) -> bytes:
+        digest = hashlib.sha256()
+        try:
+            with self._storage.open_input(entry.path) as source:
+                while chunk := source.read(_HASH_CHUNK_BYTES):
+                    digest.update(chunk)
+        except StorageError as error:
+            if error.code != "not-found":
+                raise
+        return digest.digest()
+
+    def _seal(
+        self, target: Target, keys: DatasetKeys, records: Records, done: Mapping[int, FileEntry]
+    ) -> list[FileEntry]:
+        contents, files = self._contents, self._source.files
+        names = set(contents.columns.values()) | {target.footer_key}
+        job = SealJob(
+            storage=self._storage,
+            layout=Layout(contents.columns, {n: target.active(n).id for n in names}, target.footer_key),
+            keys=keys,
+            schema=contents.write_schema,
+            plaintext_partitions=contents.policy.plaintext_partitions,
+            compression=self._compression,
+        )
+        tally = Tally(len(files), sum(file.size for file in files), self._progress)
+        for n, entry in done.items():
+            tally.add(files=1, rows=entry.rows, size=files[n].size)
+        return seal_all(job, files, done, records, workers=self._workers, tally=tally)
+
+    def _commit(self, journal: Journal, target: Target, entries: list[FileEntry]) -> int:
+        for _ in range(MAX_REBASES):
+            before = () if self._purpose != "append" or target.base is None else target.base.files.files
+            try:
+                return commit(self._storage, target, self._contents, (*before, *entries), journal.writer_id)
+            except ConflictError:
+                there = journals.still_there(self._storage, journal.writer_id)
+                if self._purpose != "append" or not there:
+                    raise
+            target = rebased(target, load_state(self._storage, self._master_keys))
+        raise ConflictError(f"other writers were first {MAX_REBASES} times", hint="run the command again")
+
+    def _report(
+        self,
+        entries: list[FileEntry] | tuple[FileEntry, ...],
+        resumed: int,
+        generation: int,
+        started: float,
+        target: Target,
+    ) -> WriteReport:
+        used = {record.id: record.key_name for record in target.records if record.state == "active"}
+        return WriteReport(
+            url=self._storage.url,
+            dataset_id=target.dataset_id,
+            generation=generation,
+            files=len(entries),
+            resumed_files=resumed,
+            rows=sum(entry.rows for entry in entries),
+            bytes_in=sum(file.size for file in self._source.files),
+            bytes_out=sum(entry.size for entry in entries),
+            seconds=time.monotonic() - started,
+            kms_calls=self._kms_calls,
+            master_keys={
+                name: tuple(wrapped.master_key for wrapped in target.wrappings[kek_id])
+                for kek_id, name in used.items()
+            },
+        )
