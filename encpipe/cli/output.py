@@ -106,7 +106,7 @@ def _rich_grid(grid: Grid) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, header_style="cyan", padding=(0, 1), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="cyan", padding=(0, 1), pad_edge=False)
     for column in grid.columns:
         table.add_column(
             Text(safe(column)), justify="right" if column in grid.right else "left", overflow="ellipsis"
