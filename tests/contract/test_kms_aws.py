@@ -25,6 +25,13 @@ def a_key(server: Server, which: str) -> str:
     return server.create_key()
 
 
+@functools.cache
+def a_service(server: Server) -> AwsKms:
+    """Shared between tests: making a boto3 client takes 0.15 s. It keeps the credentials it first found."""
+    tls = TlsConfig(ca_file=Path(server.ca) if server.ca else None)
+    return AwsKms(KmsSettings({"endpoint_url": server.endpoint, "region": server.region}, tls=tls))
+
+
 def name_key(server: Server, alias: str, arn: str) -> None:
     client = server.client()
     client.create_alias(AliasName=f"alias/{alias}", TargetKeyId=arn)
@@ -52,8 +59,7 @@ class AwsContract(KmsContract):
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.access_key)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret_key)
         monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-        tls = TlsConfig(ca_file=Path(server.ca) if server.ca else None)
-        return AwsKms(KmsSettings({"endpoint_url": server.endpoint, "region": server.region}, tls=tls))
+        return a_service(server)
 
     @pytest.fixture
     def master_key(self, kms: AwsKms, server: Server) -> MasterKey:

@@ -1,0 +1,100 @@
+"""Attempts are repeated only where that can help, and nobody waits past the deadline."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from encpipe.errors import EncpipeError, KeyAccessDeniedError, KmsUnavailableError
+from encpipe.keys import Secret
+from encpipe.kms import deadline
+from encpipe.kms.deadline import call_within
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadline, "FIRST_DELAY", 0.001)
+    monkeypatch.setattr(deadline, "MAX_DELAY", 0.004)
+
+
+class Flaky:
+    """Raises `error` the first `times` times."""
+
+    def __init__(self, times: float, error: Callable[[], BaseException]) -> None:
+        self.times, self.error, self.calls = times, error, 0
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise self.error()
+        return "answer"
+
+
+def outage() -> EncpipeError:
+    return KmsUnavailableError("throttled", hint="later")
+
+
+def test_an_outage_that_passes_is_bridged() -> None:
+    flaky = Flaky(3, outage)
+    assert call_within(30, "service", flaky) == "answer"
+    assert flaky.calls == 4
+
+
+def test_attempts_are_bounded_and_the_last_error_is_raised() -> None:
+    flaky = Flaky(float("inf"), outage)
+    with pytest.raises(KmsUnavailableError, match="throttled"):
+        call_within(30, "service", flaky)
+    assert flaky.calls == deadline.MAX_ATTEMPTS
+
+
+@pytest.mark.parametrize("error", [KeyAccessDeniedError("no"), RuntimeError("bug"), KeyboardInterrupt()])
+def test_anything_but_an_outage_passes_through_at_once(error: BaseException) -> None:
+    flaky = Flaky(1, lambda: error)
+    with pytest.raises(type(error)) as caught:
+        call_within(30, "service", flaky)
+    assert caught.value is error
+    assert flaky.calls == 1
+
+
+def test_nobody_waits_for_an_attempt_that_hangs() -> None:
+    release, left = threading.Event(), threading.Event()
+    key = Secret.random()
+
+    def hang() -> Secret:
+        release.wait(30)
+        left.set()
+        return key
+
+    start = time.monotonic()
+    with pytest.raises(KmsUnavailableError, match=r"service did not answer within 0\.05 s") as late:
+        call_within(0.05, "service", hang)
+    assert time.monotonic() - start < 5
+    assert late.value.hint
+    release.set()
+    assert left.wait(30)
+
+
+def test_the_error_before_the_hang_is_told() -> None:
+    release = threading.Event()
+
+    def hang_at_second() -> None:
+        if not flaky.calls:
+            flaky()
+        release.wait(30)
+
+    flaky = Flaky(1, outage)
+    with pytest.raises(KmsUnavailableError, match=r"within 0\.3 s \(before that: throttled\)"):
+        call_within(0.3, "service", hang_at_second)
+    release.set()
+
+
+def test_no_attempt_starts_that_would_start_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadline, "FIRST_DELAY", 60)
+    monkeypatch.setattr(deadline, "MAX_DELAY", 60)
+    flaky = Flaky(float("inf"), outage)
+    with pytest.raises(KmsUnavailableError, match="throttled"):
+        call_within(20, "service", flaky)
+    assert flaky.calls == 1
