@@ -1,4 +1,4 @@
-"""AWS KMS denied, absent, disabled, slow, throttled or impersonated: the right error, in time, no key in it."""
+"""AWS KMS denied, absent, disabled, slow, throttled, impersonated: the right error, in time, no key in it."""
 
 from __future__ import annotations
 
