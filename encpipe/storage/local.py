@@ -23,7 +23,15 @@ from encpipe.config import Config
 from encpipe.errors import ConfigError, ConflictError, StorageError
 from encpipe.storage import posix
 from encpipe.storage.base import ObjectInfo, Storage
-from encpipe.storage.paths import LOCK_PATH, MAX_COMMITTED_BYTES, check_path, check_prefix, taken, too_large
+from encpipe.storage.paths import (
+    LOCK_PATH,
+    MAX_COMMITTED_BYTES,
+    check_new_path,
+    check_path,
+    check_prefix,
+    taken,
+    too_large,
+)
 from encpipe.storage.posix import TempFile
 
 
@@ -95,7 +103,7 @@ class LocalStorage(Storage):
     @contextlib.contextmanager
     def create_file(self, path: str) -> Iterator[BinaryIO]:
         with self._mapped(path):
-            target = self._place(path)
+            target = self._place(check_new_path(path))
             if os.path.lexists(target):
                 raise taken(path, self.url)
             temp = TempFile(target, path, self.url)
@@ -121,7 +129,7 @@ class LocalStorage(Storage):
     ) -> None:
         with contextlib.ExitStack() as stack:
             with self._mapped(path):
-                target = self._place(path)
+                target = self._place(check_new_path(path))
                 stack.enter_context(posix.locked(self._place(LOCK_PATH)))
                 current = self._read(path, MAX_COMMITTED_BYTES) if os.path.lexists(target) else None
             check(current)
@@ -132,7 +140,7 @@ class LocalStorage(Storage):
     @contextlib.contextmanager
     def hold(self, path: str) -> Iterator[None]:
         with self._mapped(path):
-            place = self._place(path)
+            place = self._place(check_new_path(path))
             fd = posix.try_lock(place)
         if fd is None:
             raise ConflictError(

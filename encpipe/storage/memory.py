@@ -19,7 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from encpipe.config import Config
 from encpipe.errors import ConfigError, ConflictError, StorageError
 from encpipe.storage.base import ObjectInfo, Storage
-from encpipe.storage.paths import absent, check_path, check_prefix, taken, too_large
+from encpipe.storage.paths import absent, check_new_path, check_path, check_prefix, taken, too_large
 
 _lock = threading.RLock()
 _held: set[str] = set()
@@ -91,7 +91,7 @@ class MemoryStorage(Storage):
         yield from found
 
     def create(self, path: str, data: bytes) -> None:
-        key = self._key(path)
+        key = self._key(check_new_path(path))
         with _lock:
             if self._memory.exists(key):
                 raise taken(path, self.url)
@@ -99,7 +99,7 @@ class MemoryStorage(Storage):
 
     @contextlib.contextmanager
     def create_file(self, path: str) -> Iterator[BinaryIO]:
-        if self._memory.isfile(self._key(path)):
+        if self._memory.isfile(self._key(check_new_path(path))):
             raise taken(path, self.url)
         spool = _Spool()
         yield spool
@@ -117,14 +117,14 @@ class MemoryStorage(Storage):
         check: Callable[[bytes | None], None],
         is_ours: Callable[[bytes], bool],  # noqa: ARG002 - under the lock no answer can get lost
     ) -> None:
-        key = self._key(path)
+        key = self._key(check_new_path(path))
         with _lock:
             check(self._bytes(path) if self._memory.isfile(key) else None)
             self._memory.pipe_file(key, data)
 
     @contextlib.contextmanager
     def hold(self, path: str) -> Iterator[None]:
-        key = self._key(path)
+        key = self._key(check_new_path(path))
         with _lock:
             if key in _held:
                 raise ConflictError(

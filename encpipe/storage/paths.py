@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from encpipe.errors import StorageError
@@ -14,12 +15,16 @@ LOCK_PATH: Final = "_encpipe/lock"
 """What commits lock on a local disk. Never deleted by a storage, reported by `list`."""
 MAX_COMMITTED_BYTES: Final = 64 << 20
 """Largest object `commit` reads back for its check; a manifest has at most 16 MiB."""
+_NOT_PORTABLE: Final = re.compile(r"[\\\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def check_path(path: str) -> str:
     """`path` itself. Raises `StorageError` when it is absolute or too long, or has a part "", "." or ".."."""
     parts = path.split("/")
-    raw = path.encode("utf-8", "surrogateescape")
+    try:
+        raw = path.encode("utf-8", "surrogateescape")  # what a disk may hold that is not Unicode
+    except UnicodeEncodeError:
+        raise StorageError(f"the path {path[:200]!r} is not text") from None
     if any(part in ("", ".", "..") for part in parts) or b"\0" in raw:
         raise StorageError(f"the path {path[:200]!r} would leave the dataset or names no object in it")
     longest = max(len(part.encode("utf-8", "surrogateescape")) for part in parts)
@@ -27,6 +32,20 @@ def check_path(path: str) -> str:
         raise StorageError(
             f"the path {path[:60]!r}... is too long: {len(raw)} bytes, its longest part {longest}",
             hint=f"at most {MAX_PATH_BYTES} bytes, {MAX_PART_BYTES} for a part: shorten partition values",
+        )
+    return path
+
+
+def check_new_path(path: str) -> str:
+    """`path` itself, if an object of that name can be made, and copied to any other storage.
+
+    Raises `StorageError` like `check_path`, and for what some S3 servers take for another name: backslashes
+    (SeaweedFS makes them "/"), control characters, and text that is not Unicode.
+    """
+    if _NOT_PORTABLE.search(check_path(path)):
+        raise StorageError(
+            f"the path {path[:200]!r} has characters that not every storage keeps",
+            hint="percent-encode backslashes and control characters in folder names",
         )
     return path
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC
+from operator import attrgetter
 from typing import Any, BinaryIO, Final, cast
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from pyarrow import fs
 from encpipe.config import Config
 from encpipe.errors import ConfigError, ConflictError, StorageError
 from encpipe.storage.base import ObjectInfo, Storage
-from encpipe.storage.paths import MAX_COMMITTED_BYTES, check_path, check_prefix, taken
+from encpipe.storage.paths import MAX_COMMITTED_BYTES, check_new_path, check_path, check_prefix, taken
 from encpipe.storage.s3_client import Connection, S3Options
 from encpipe.storage.s3_conditions import Conditions
 from encpipe.storage.s3_errors import from_arrow
@@ -79,24 +80,28 @@ class S3Storage(Storage):
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         objects = self._objects
+        start = len(objects.root)
         with objects.mapped(prefix):
             pages = objects.client.get_paginator("list_objects_v2").paginate(
                 Bucket=objects.bucket, Prefix=objects.root + check_prefix(prefix)
             )
-            for page in pages:
-                for found in page.get("Contents", ()):
-                    path = found["Key"][len(objects.root) :]
-                    if not path.endswith("/"):  # a console's folder marker
-                        yield ObjectInfo(path, found["Size"], found["LastModified"].astimezone(UTC))
+            found = [
+                ObjectInfo(entry["Key"][start:], entry["Size"], entry["LastModified"].astimezone(UTC))
+                for page in pages
+                for entry in page.get("Contents", ())
+                if not entry["Key"].endswith("/")  # a console's folder marker
+            ]
+        found.sort(key=attrgetter("path"))  # some servers list folder by folder
+        yield from found
 
     def create(self, path: str, data: bytes) -> None:
         with self._new(path) as condition:
-            self._objects.put(_key(path), data, condition, mark=new_mark())
+            self._objects.put(check_new_path(path), data, condition, mark=new_mark())
 
     @contextlib.contextmanager
     def create_file(self, path: str) -> Iterator[BinaryIO]:
         with self._new(path) as condition:
-            upload = Upload(self._objects, _key(path), condition)
+            upload = Upload(self._objects, check_new_path(path), condition)
             try:
                 yield cast("BinaryIO", upload)
                 upload.finish()
@@ -126,7 +131,7 @@ class S3Storage(Storage):
         check: Callable[[bytes | None], None],
         is_ours: Callable[[bytes], bool],
     ) -> None:
-        seen = self._committed(path)
+        seen = self._committed(check_new_path(path))
         condition = self._conditions.matching(seen.etag if seen else None)
         check(seen.data if seen else None)
         outage: StorageError | None = None
@@ -169,7 +174,7 @@ class S3Storage(Storage):
 
     @contextlib.contextmanager
     def hold(self, path: str) -> Iterator[None]:
-        lease = Lease(self._objects, _key(path), self._conditions)
+        lease = Lease(self._objects, check_new_path(path), self._conditions)
         lease.acquire()
         try:
             yield
