@@ -2,7 +2,8 @@
 
     import encpipe
 
-    encpipe.write_dataset("flights/", "s3://bucket/flights", policy=encpipe.Policy(columns={"pii": ["tailnum"]}))
+    policy = encpipe.Policy(columns={"pii": ["tailnum"]})
+    encpipe.write_dataset("flights/", "s3://bucket/flights", policy=policy)
     with encpipe.open_dataset("s3://bucket/flights") as dataset:
         table = dataset.to_table(["distance", "arr_delay"])
 
@@ -41,9 +42,10 @@ if TYPE_CHECKING:
         UnwrapError,
     )
     from encpipe.export import decrypt_dataset
-    from encpipe.inspection import inspect_dataset, verify_dataset
+    from encpipe.inspection import inspect_dataset
     from encpipe.kms.registry import MasterKeys
     from encpipe.policy import Policy
+    from encpipe.verification import verify_dataset
     from encpipe.writer import append_dataset, write_dataset
 
 _HOME = {
@@ -56,7 +58,7 @@ _HOME = {
     "inspect_dataset": "inspection",
     "load_config": "config",
     "open_dataset": "dataset",
-    "verify_dataset": "inspection",
+    "verify_dataset": "verification",
     "write_dataset": "writer",
 }
 

@@ -145,6 +145,11 @@ class Dataset:
         return self._state.files.files
 
     @property
+    def partitions(self) -> tuple[str, ...]:
+        """The partition columns: constant within a file, their values in the sealed file list."""
+        return self._columns.partitions
+
+    @property
     def policy(self) -> Policy:
         """The policy the dataset was written under."""
         return self._state.files.policy
@@ -164,13 +169,15 @@ class Dataset:
         columns: Sequence[str] | None = None,
         filter: Filter | None = None,
         *,
+        files: Sequence[FileEntry] | None = None,
         threads: int | None = None,
     ) -> Scan:
         """The rows of the chosen columns for which the filter holds; read when it is iterated.
 
-        `columns` are names or dotted paths of nested columns. Row groups are skipped by partition values and
-        statistics. Raises `ConfigError` `filter` for what the dataset does not have, and a `KmsError` when a
-        key it needs is refused.
+        `columns` are names or dotted paths of nested columns; `files` are some of `self.files` (default:
+        all); `threads` row groups are decrypted at once (default: one for each core). Row groups are skipped
+        by partition values and statistics. Raises `ConfigError` `filter` for what the dataset does not have,
+        and a `KmsError` when a key it needs is refused.
         """
         expression = _expression(filter)
         out = self._columns.project(columns, missing=self._missing)
@@ -182,7 +189,7 @@ class Dataset:
             names = [*(columns if columns is not None else self._schema.names), *extra]
             read = self._columns.project(names, missing=self._missing)
         self._unwrap(read.leaves)
-        files = self.files
+        files = self.files if files is None else tuple(files)
         if expression is not None and set(needed) & set(self._columns.partitions):
             files = prune_by_partition(files, self._schema, expression)
         return Scan(
@@ -225,6 +232,13 @@ class Dataset:
             lambda: self._storage.open_input(entry.path),
             pre_buffer=self._storage.remote,
         )
+
+    def check_file(self, entry: FileEntry) -> None:
+        """Open a file and check size, footer and row counts; no data is read.
+
+        Raises `IntegrityError` or `StorageError`.
+        """
+        self._open_file(entry).open().close()
 
     def to_table(
         self,

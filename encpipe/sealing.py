@@ -103,6 +103,14 @@ class HashingSink:
         return self._hash.digest()
 
 
+def hive_folder(partition: Mapping[str, str | None]) -> str:
+    """`a=1/b=x`, percent-encoded as PyArrow and Hive do; "" for no partition."""
+    return "/".join(
+        f"{quote(name, safe='')}={NULL_PARTITION if value is None else quote(value, safe='')}"
+        for name, value in partition.items()
+    )
+
+
 @dataclass(frozen=True)
 class SealJob:
     """How the files of one write are sealed: the same for all of them."""
@@ -117,7 +125,8 @@ class SealJob:
     def seal(self, source: SourceFile, *, threads: bool, tally: Tally) -> FileEntry:
         """Encrypt one source file into a new object. Nothing of it remains after an error."""
         file_id = new_id()
-        path = f"{self._folder(source.partition)}/{file_id}.parquet"
+        shown = {k: v for k, v in source.partition.items() if k in self.plaintext_partitions}
+        path = f"{hive_folder(shown) or 'data'}/{file_id}.parquet"
         with self.storage.create_file(path) as stream:
             sink = HashingSink(stream)
             sealed = self._copy(source, sink, file_id, threads, tally)
@@ -132,14 +141,6 @@ class SealJob:
             footer_commitment=sealed.footer_commitment,
             columns_commitment=sealed.columns_commitment,
         )
-
-    def _folder(self, partition: Mapping[str, str | None]) -> str:
-        shown = [
-            f"{quote(name, safe='')}={quote(NULL_PARTITION if value is None else value, safe='')}"
-            for name, value in partition.items()
-            if name in self.plaintext_partitions
-        ]
-        return "/".join(shown) or "data"
 
     def _copy(
         self, source: SourceFile, sink: HashingSink, file_id: str, threads: bool, tally: Tally

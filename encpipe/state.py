@@ -94,7 +94,7 @@ def _load(
     keys = dataset_keys(found, view, master_keys, max_age=max_key_age, grace=key_grace)
     found.check_all(keys.kek(found.core.footer_kek.id))
     footer_kek = keys.kek(view.core.footer_kek.id)
-    return State(found, view, _read_list(storage, view, footer_kek), keys, data)
+    return State(found, view, read_list(storage, view, footer_kek), keys, data)
 
 
 def dataset_keys(
@@ -126,7 +126,8 @@ def dataset_keys(
     )
 
 
-def _read_list(storage: Storage, view: TaggedCore, footer_kek: Secret) -> FileList:
+def read_list(storage: Storage, view: TaggedCore, footer_kek: Secret) -> FileList:
+    """The file list of a generation, checked against its core. Raises `ManifestError`."""
     core = view.core
     try:
         sealed = storage.read(core.list_name, limit=MAX_LIST_BYTES)

@@ -57,8 +57,8 @@ def write_dataset(
     anything is written. `source_options` are fsspec's storage options of the source.
 
     A write that was stopped is resumed by the same call; with another source or setting it is refused unless
-    `restart` throws the first one's work away. With `overwrite` an existing dataset gets a new generation, and
-    the old one stays readable until `gc`. `workers` files are sealed at once (default: one for each core).
+    `restart` throws the first one's work away. With `overwrite` an existing dataset gets a new generation,
+    and the old one stays readable until `gc`. `workers` files are sealed at once (default: one a core).
 
     Raises `ConfigError` (`exists`, policy, key and source errors), `KmsError`, `IntegrityError`,
     `StorageError` (`ConflictError` when another writer was first). After an error the old state is unchanged.

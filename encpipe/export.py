@@ -1,0 +1,126 @@
+"""Decrypting a dataset into plaintext files: the one operation that writes plaintext, and only where told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from encpipe.access import AnyPath, resolve_config
+from encpipe.config import Config
+from encpipe.dataset import Dataset, Filter, open_dataset
+from encpipe.errors import ConfigError
+from encpipe.filelist import FileEntry
+from encpipe.kms.registry import MasterKeys
+from encpipe.projection import OnMissingKey
+from encpipe.sealing import HashingSink, ProgressCallback, Tally, hive_folder
+from encpipe.storage import Storage, open_storage
+
+
+@dataclass(frozen=True)
+class DecryptReport:
+    """What was written in plaintext, and where."""
+
+    url: str
+    target: str
+    generation: int
+    files: int
+    rows: int
+    bytes_out: int
+    missing_keys: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def decrypt_dataset(
+    url: AnyPath,
+    target: AnyPath,
+    *,
+    config: Config | AnyPath | None = None,
+    keyring: AnyPath | None = None,
+    master_keys: MasterKeys | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    target_options: Mapping[str, Any] | None = None,
+    columns: Sequence[str] | None = None,
+    filter: Filter | None = None,
+    on_missing_key: OnMissingKey = "error",
+    compression: str = "snappy",
+    workers: int | None = None,
+    progress: ProgressCallback | None = None,
+    expect_dataset: str | None = None,
+    min_generation: int | None = None,
+) -> DecryptReport:
+    """Write the dataset's rows as plaintext Parquet files into the empty or new folder `target`.
+
+    One file for each encrypted file that has rows left, row groups kept, partition columns as Hive folders.
+    Raises `ConfigError` `exists` when `target` is not empty, and whatever reading raises; a file that was not
+    finished does not appear.
+    """
+    settings = resolve_config(config, keyring=keyring)
+    place = open_storage(os.fspath(target), config=settings, options=target_options)
+    if next(iter(place.list()), None) is not None:
+        raise ConfigError(f"{place.url} is not empty", hint="name an empty or a new folder", code="exists")
+    with open_dataset(
+        url,
+        config=settings,
+        master_keys=master_keys,
+        storage_options=storage_options,
+        on_missing_key=on_missing_key,
+        expect_dataset=expect_dataset,
+        min_generation=min_generation,
+    ) as dataset:
+        export = _Export(dataset, place, columns, filter, compression)
+        tally = Tally(len(dataset.files), sum(entry.size for entry in dataset.files), progress)
+        with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="encpipe-export") as pool:
+            futures = [pool.submit(export.one, n, entry, tally) for n, entry in enumerate(dataset.files)]
+            try:
+                sizes = [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return DecryptReport(
+            url=dataset.url,
+            target=place.url,
+            generation=dataset.generation,
+            files=sum(size > 0 for size in sizes),
+            rows=tally.rows,
+            bytes_out=sum(sizes),
+            missing_keys=dataset.missing_keys,
+        )
+
+
+@dataclass(frozen=True)
+class _Export:
+    dataset: Dataset
+    target: Storage
+    columns: Sequence[str] | None
+    filter: Filter | None
+    compression: str
+
+    def one(self, n: int, entry: FileEntry, tally: Tally) -> int:
+        """Write one file; the bytes written, 0 when the filter left no rows."""
+        scan = self.dataset.scan(self.columns, self.filter, files=[entry], threads=1)
+        inside = [name for name in scan.schema.names if name not in entry.partition]
+        schema = pa.schema([scan.schema.field(name) for name in inside], metadata=scan.schema.metadata)
+        tables = scan.tables()
+        first = next(tables, None)
+        if first is None and (entry.rows or self.filter is not None):
+            tally.add(files=1, size=entry.size)
+            return 0
+        shown = {k: v for k, v in entry.partition.items() if k in scan.schema.names}
+        path = "/".join(filter(None, (hive_folder(shown), f"part-{n:05}.parquet")))
+        with self.target.create_file(path) as stream:
+            sink = HashingSink(stream)
+            with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression=self.compression) as out:
+                for table in (first, *tables) if first is not None else ():
+                    out.write_table(table.select(inside), row_group_size=max(1, len(table)))
+                    tally.add(rows=len(table))
+        tally.add(files=1, size=entry.size)
+        return sink.size
