@@ -1,8 +1,8 @@
 """JSON lines as a source: one object a line.
 
 Fields and types are inferred by PyArrow from the first `BLOCK_BYTES` of each file, or given by a schema; a
-later field that is not among them, or a value of another type, is an error that names its row. What is missing
-is null.
+later field that is not among them, or a value of another type, is an error that names its row.
+A missing field is null.
 """
 
 from __future__ import annotations

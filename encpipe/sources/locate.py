@@ -10,37 +10,55 @@ import hashlib
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
-from encpipe.errors import ConfigError, EncpipeError, MissingExtraError, StorageError
+from encpipe.config import Config
+from encpipe.errors import EncpipeError, StorageError
 from encpipe.sources.base import unreadable
 
 _URL: Final = re.compile(r"[a-z][a-z0-9+.-]*(?:::[a-z][a-z0-9+.-]*)*://", re.IGNORECASE)
-_WILD: Final = re.compile(r"[*?\[]")
+WILD: Final = re.compile(r"[*?\[]")
 BLOCK_BYTES: Final = 4 << 20
 """Text that is parsed at once, and that types are inferred from."""
 _CODECS: Final = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-_REFUSED: Final = ("http", "https", "ftp")
-_STAMPS: Final = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a remote storage: full path, size in bytes, and what changes when its bytes do, or ""."""
+
+    path: str
+    size: int
+    stamp: str
+
+
+class Remote(Protocol):
+    """A storage that lists and opens; its errors are its SDK's own."""
+
+    def find(self) -> tuple[Iterable[Entry], str]:
+        """The files that were named, and the folder their names start below. Raises `FileNotFoundError`."""
+
+    def open_input(self, path: str, cache: str) -> pa.NativeFile:
+        """Random access to one file."""
 
 
 @dataclass(frozen=True)
 class Located:
     """One file: `name` below what the user named, full `path`, `size` in bytes, `stamp` of its last change.
 
-    `filesystem` is fsspec's, None for the local disk.
+    `filesystem` is None for the local disk.
     """
 
     name: str
     path: str
     size: int
     stamp: str
-    filesystem: Any = field(default=None, repr=False, compare=False)
+    filesystem: Remote | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_local(self) -> bool:
@@ -54,11 +72,11 @@ class Located:
         return hashlib.sha256(f"{self.name}\0{self.size}\0{self.stamp}".encode()).hexdigest()
 
     def open_input(self, *, cache: str = "none") -> pa.NativeFile:
-        """Random access, to be closed by the caller; `cache` is fsspec's. Raises `source-unreadable`."""
+        """Random access, to be closed by the caller; `cache` is fsspec's name. Raises `source-unreadable`."""
         try:
             if self.filesystem is None:
                 return pa.OSFile(self.path, "rb")
-            return pa.PythonFile(self.filesystem.open(self.path, "rb", cache_type=cache), "r")
+            return self.filesystem.open_input(self.path, cache)
         except Exception as error:  # noqa: BLE001 - each fsspec back end raises its SDK's own
             raise unreadable(self.name, error) from None
 
@@ -68,6 +86,8 @@ class Located:
         source = self.open_input(cache="readahead")
         if suffix == ".zip":
             return _open_zip(source, self.name)
+        if not self.is_local:
+            source = pa.BufferedInputStream(source, BLOCK_BYTES)
         return pa.CompressedInputStream(source, _CODECS[suffix]) if suffix in _CODECS else source
 
 
@@ -88,33 +108,34 @@ def is_url(source: str) -> bool:
     return _URL.match(source) is not None
 
 
-def locate(source: str, options: Mapping[str, Any]) -> tuple[Located, ...]:
+def locate(source: str, options: Mapping[str, Any], config: Config) -> tuple[Located, ...]:
     """All files that `source` names, sorted by path.
 
     Raises `StorageError` `not-found` for a path that does not exist, `source-empty` for one without files,
     `ConfigError` for an unknown scheme, `MissingExtraError` for one whose package is absent.
     """
     if is_url(source) and not source.startswith("file://"):
-        found = _locate_remote(source, options)
+        found = _locate_remote(source, options, config)
     else:
         found = _locate_local(source.removeprefix("file://"))
     files = tuple(sorted(found, key=lambda located: located.path))
     if not files:
         raise EncpipeError(
-            f"no source file at {_shown(source)}",
+            f"no source file at {shown(source)}",
             hint="files whose name starts with _ or . are ignored",
             code="source-empty",
         )
     return files
 
 
-def _shown(source: str) -> str:
+def shown(source: str) -> str:
+    """`source` for messages, without the user info of a URL."""
     return repr(re.sub(r"//[^/@]*@", "//", source))
 
 
-def _base(pattern: str) -> str:
+def base_of(pattern: str) -> str:
     """The folder above the first part with a wildcard."""
-    return pattern[: _WILD.search(pattern).start()].rpartition("/")[0]  # type: ignore[union-attr] # has one
+    return pattern[: WILD.search(pattern).start()].rpartition("/")[0]  # type: ignore[union-attr] # has one
 
 
 def _hidden(name: str) -> bool:
@@ -127,8 +148,8 @@ def _locate_local(source: str) -> Iterator[Located]:
     elif os.path.isdir(source):  # noqa: PTH112
         for path in _walk(source, frozenset()):
             yield _local(path, source)
-    elif _WILD.search(source):
-        base = _base(source)
+    elif WILD.search(source):
+        base = base_of(source)
         for match in sorted(glob.glob(source, recursive=True)):  # noqa: PTH207
             name = os.path.relpath(match, base or ".")
             if os.path.isfile(match) and not _hidden(name):  # noqa: PTH113
@@ -164,49 +185,25 @@ def _walk(folder: str, above: frozenset[str]) -> Iterator[str]:
             yield entry.path
 
 
-def _locate_remote(source: str, options: Mapping[str, Any]) -> Iterator[Located]:
-    filesystem, path = _filesystem(source, options)
+def _locate_remote(source: str, options: Mapping[str, Any], config: Config) -> Iterator[Located]:
+    from encpipe.sources import remote
+
+    filesystem = remote.connect(source, options, config)
     try:
-        found, root = _find(filesystem, path)
+        found, root = filesystem.find()
+        entries = list(found)
     except FileNotFoundError:
-        found, root = {}, path
+        raise StorageError(f"no source at {shown(source)}", hint="check the URL", code="not-found") from None
+    except EncpipeError:
+        raise
     except Exception as error:  # noqa: BLE001 - each fsspec back end raises its SDK's own
-        raise StorageError(
-            f"source {_shown(source)} cannot be listed: {_first_line(error)}", code="storage"
-        ) from None
-    for full, info in found.items():
-        name = full.removeprefix(root).lstrip("/")
+        raise StorageError(f"source {shown(source)} cannot be listed: {first_line(error)}") from None
+    for entry in entries:
+        name = entry.path.removeprefix(root).lstrip("/")
         if not _hidden(name):
-            stamp = next((str(info[key]) for key in _STAMPS if info.get(key)), "")
-            yield Located(name, full, int(info.get("size") or 0), stamp, filesystem)
+            yield Located(name, entry.path, entry.size, entry.stamp, filesystem)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type's name."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def _filesystem(source: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
-
-    scheme = source.partition("://")[0].lower()
-    if scheme in _REFUSED:
-        raise ConfigError(f"{scheme}:// is no source", hint="download the files first, and name their folder")
-    try:
-        filesystem, path = url_to_fs(source, **options)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"no package for {scheme}:// is installed", hint=f"pip install 'encpipe[s3]' ({error})"
-        ) from None
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"source {_shown(source)} cannot be opened: {_first_line(error)}") from None
-    return filesystem, path
-
-
-def _find(filesystem: Any, path: str) -> tuple[Mapping[str, Any], str]:
-    if _WILD.search(path):
-        found = filesystem.glob(path, detail=True)
-        return {p: info for p, info in found.items() if info["type"] == "file"}, _base(path)
-    info = filesystem.info(path)
-    if info["type"] == "file":
-        return {info["name"]: info}, info["name"].rpartition("/")[0]
-    return filesystem.find(path, detail=True), path

@@ -77,7 +77,7 @@ def open_source(
         if isinstance(path, bytes):
             raise ConfigError("a source path must be text, not bytes")
         options = {**_configured(path, config), **(storage_options or {})}
-        return _from_files(locate(path, options), format, row_group_bytes, schema)
+        return _from_files(locate(path, options, config or Config()), format, row_group_bytes, schema)
     from encpipe.sources.stream import from_object
 
     return from_object(src, row_group_bytes)

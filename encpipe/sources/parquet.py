@@ -1,6 +1,6 @@
 """Parquet files as a source: row groups are kept where they are small enough, else split.
 
-Memory is bounded by `row_group_bytes` of decoded values plus 1 MiB for each column (measured in
+Memory is bounded by `row_group_bytes` of decoded values, read buffers and a page of each column (checked in
 tests/unit/test_sources_memory.py): a row group too large is streamed, never read as a whole. Local files are
 read with plain reads, not a memory map, whose pages would count against the process.
 """
@@ -21,10 +21,12 @@ from encpipe.sources.base import READ_ERRORS, SourceReader, unreadable, unsuppor
 from encpipe.sources.locate import Located
 from encpipe.sources.unify import Target
 
-STREAM_BUFFER_BYTES: Final = 1 << 20
-"""Read buffer of one column while a large row group is streamed."""
-BATCHES_PER_SLICE: Final = 4
-"""A slice is read in so many batches, so that one of unexpectedly wide rows can end early."""
+STREAM_BUFFER_BYTES: Final = 16 << 20
+"""Read buffers of all columns together while a large row group is streamed."""
+_COLUMN_BUFFER_BYTES: Final = (16 << 10, 1 << 20)
+"""Bounds of one column's read buffer."""
+BATCHES_PER_SLICE: Final = 16
+"""A slice is read in so many batches: less is held twice, and one of unexpectedly wide rows can end early."""
 _WIDTH: Final = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8, "INT96": 8}
 _OFFSET_BYTES: Final = 4
 
@@ -99,8 +101,14 @@ class ParquetReader(SourceReader):
                 yield self._file.read_row_groups(groups, use_threads=self._threads)
                 continue
             if streaming is None:
-                streaming = self._parquet(buffer_size=STREAM_BUFFER_BYTES, metadata=self._file.metadata)
+                streaming = self._streaming()
             yield from self._slices(streaming, step)
+
+    def _streaming(self) -> pq.ParquetFile:
+        metadata = self._file.metadata
+        least, most = _COLUMN_BUFFER_BYTES
+        buffer = min(most, max(least, STREAM_BUFFER_BYTES // max(1, metadata.num_columns)))
+        return self._parquet(buffer_size=buffer, metadata=metadata)
 
     def _slices(self, streaming: pq.ParquetFile, step: Step) -> Iterator[pa.Table]:
         rows = math.ceil(self._file.metadata.row_group(step.first).num_rows / step.slices)
