@@ -30,7 +30,7 @@ from encpipe.kms.registry import MasterKeys
 from encpipe.parquet import Layout, SealedFile
 from encpipe.pins import Pins, PinStore
 from encpipe.policy import Policy
-from encpipe.projection import Columns, OnMissingKey, filter_columns
+from encpipe.projection import Columns, OnMissingKey, Projection, filter_columns
 from encpipe.scan import Plan, Scan, partition_expression, prune_by_partition
 from encpipe.state import MANIFEST_PATH, State, load_state
 from encpipe.storage import Storage
@@ -271,12 +271,12 @@ class Dataset:
         """A PyArrow dataset over the encrypted files, each with its own keys.
 
         For tools that push projection and filter down into PyArrow (DuckDB, Polars). Every file is opened and
-        every column chunk's key checked here. Do not ask PyArrow for columns that are not in its schema: it
-        aborts the process when a key is refused. Needs a storage that Arrow itself can read (local, S3).
+        every column chunk's key checked here. Columns of which a key is missing, or only a part was chosen,
+        are left out: PyArrow reads whole columns. Needs a storage that Arrow itself can read (local, S3).
         """
         projection = self._columns.project(columns, missing=self._missing)
         self._unwrap(projection.leaves)
-        names = [n for n in projection.schema.names if not self._is_null(n, projection.file_schema)]
+        names = [name for name in projection.schema.names if self._is_whole(name, projection)]
         schema = pa.schema([projection.schema.field(name) for name in names], projection.schema.metadata)
         fragments = [
             self._open_file(entry).fragment(
@@ -289,8 +289,8 @@ class Dataset:
         system = self._storage.arrow_path(MANIFEST_PATH)[0]
         return ds.FileSystemDataset(fragments, schema, ds.ParquetFileFormat(), system)
 
-    def _is_null(self, name: str, file_schema: pa.Schema) -> bool:
-        return name not in file_schema.names and name not in self._columns.partitions
+    def _is_whole(self, name: str, projection: Projection) -> bool:
+        return set(self._columns.leaves(name)) <= set(projection.leaves)
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         return self.scan().__arrow_c_stream__(requested_schema)
