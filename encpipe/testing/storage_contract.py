@@ -18,7 +18,9 @@ import pytest
 
 from encpipe.errors import StorageError
 from encpipe.storage import Storage
-from encpipe.testing._storage_commits import LIMIT, CommitContract, expect
+from encpipe.testing._storage_commits import LIMIT, MANIFEST, OWNER, CommitContract, expect
+
+__all__ = ["LIMIT", "MANIFEST", "OWNER", "StorageContract", "expect"]
 
 CLOCK_SLACK = timedelta(minutes=5)
 ODD_FOLDERS = (
