@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from encpipe.cli.parts import Facts, Grid, Note, Part, plain, safe
+from encpipe.cli.parts import Facts, Grid, Note, Part, plain, plural, safe
 from encpipe.errors import EncpipeError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 OnProgress = Callable[[Any], None]
 """Receives the library's `Progress` events, from any thread."""
@@ -78,39 +81,54 @@ class TextOutput:
 
 def _print_rich(parts: Sequence[Part]) -> None:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     console = Console(highlight=False, markup=False, emoji=False)
     for number, part in enumerate(parts):
         if number:
             console.print()
-        if isinstance(part, Note):
-            console.print(Text(part.text, style="yellow" if part.warning else ""))
-            continue
-        if part.title:
-            console.print(Text(part.title, style="bold"))
-        if isinstance(part, Facts):
-            table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-            table.add_column(style="cyan", no_wrap=True)
-            table.add_column(overflow="fold")
-            for label, value in part.rows:
-                table.add_row(Text(label), Text(safe(value)))
-        else:
-            table = _rich_grid(part)
-        console.print(table)
+        for shown in _rich(part, console.width):
+            console.print(shown)
 
 
-def _rich_grid(grid: Grid) -> Any:
+def _rich(part: Part, width: int) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    if isinstance(part, Note):
+        yield Text(safe(part.text), style="yellow" if part.warning else "")
+        return
+    if part.title:
+        yield Text(part.title, style="bold")
+    if isinstance(part, Facts):
+        yield _rich_facts(part)
+        return
+    count = part.fitting(width) if part.if_too_wide else len(part.columns)
+    yield _rich_grid(part, count)
+    if count < len(part.columns):
+        more = plural(len(part.columns) - count, "more column")
+        yield Text(f"{more}: {part.if_too_wide}", style="yellow")
+
+
+def _rich_facts(facts: Facts) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in facts.rows:
+        table.add_row(Text(label), Text(safe(value)))
+    return table
+
+
+def _rich_grid(grid: Grid, count: int) -> RenderableType:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="cyan", padding=(0, 1), pad_edge=False)
-    for column in grid.columns:
-        table.add_column(
-            Text(safe(column)), justify="right" if column in grid.right else "left", overflow="ellipsis"
-        )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="cyan", padding=(0, 2, 0, 0))
+    for column in grid.columns[:count]:
+        justify: Any = "right" if column in grid.right else "left"
+        table.add_column(Text(safe(column)), justify=justify, no_wrap=bool(grid.if_too_wide), overflow="fold")
     for row in grid.rows:
-        table.add_row(*(Text(safe(cell)) for cell in row))
+        table.add_row(*(Text(safe(cell)) for cell in row[:count]))
     return table

@@ -19,12 +19,26 @@ class Facts:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table; the columns named in `right` hold numbers."""
+    """A table; the columns named in `right` hold numbers.
+
+    Where `if_too_wide` is set, columns that do not fit a terminal are left out and this is said below.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     right: frozenset[str] = frozenset()
     title: str = ""
+    if_too_wide: str = ""
+
+    def fitting(self, width: int) -> int:
+        """How many columns a terminal of `width` characters has room for, at least one."""
+        used = 0
+        for number, column in enumerate(self.columns):
+            cells = [column, *(row[number] for row in self.rows)]
+            used += max(len(safe(cell)) for cell in cells) + 2
+            if used > width + 2:
+                return max(number, 1)
+        return len(self.columns)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Protocol
 
 from rich.console import Console
@@ -49,14 +50,20 @@ def progress_bar(title: str) -> Iterator[OnProgress]:
         transient=True,
     )
     task = bar.add_task(title, total=None, files="")
+    lock = Lock()
 
     def show(event: Event) -> None:
-        bar.update(
-            task,
-            completed=event.bytes_done,
-            total=event.bytes_total or None,
-            files=f"{event.files_done}/{event.files_total} files",
-        )
+        with lock:
+            bar.start()
+            bar.update(
+                task,
+                completed=event.bytes_done,
+                total=event.bytes_total or None,
+                files=f"{event.files_done:,}/{event.files_total:,} files",
+            )
 
-    with bar:
-        yield show
+    try:
+        yield show  # the bar starts with the first event: a passphrase may be asked for before
+    finally:
+        with lock:
+            bar.stop()

@@ -16,7 +16,7 @@ encpipe decrypt s3://bucket/flights --plaintext-to plain/ --select origin,dest
 """
 INSPECT_EXAMPLES = """
 encpipe inspect encrypted/flights
-encpipe inspect s3://bucket/flights --json
+encpipe inspect s3://bucket/flights --no-keys --json
 """
 HEAD_EXAMPLES = """
 encpipe head encrypted/flights
@@ -69,7 +69,7 @@ def decrypt(
     json: opt.Json = False,
 ) -> None:
     """Write a dataset's rows as plaintext Parquet files."""
-    from encpipe.cli.views import decrypt_payload, decrypt_view
+    from encpipe.cli.inspectviews import decrypt_view
     from encpipe.export import decrypt_dataset
 
     settings = opt.settings(config, storage_option)
@@ -88,22 +88,23 @@ def decrypt(
             storage_options=settings.storage_options,
             progress=progress,
         )
-    output.result(decrypt_payload(report), lambda: decrypt_view(report, plaintext_to))
+    output.result(report.as_json(), lambda: decrypt_view(report))
 
 
 def inspect(
     url: opt.Url,
-    expect_dataset: opt.ExpectDataset = None,
-    min_generation: opt.MinGeneration = None,
+    use_keys: Annotated[
+        bool, typer.Option("--keys/--no-keys", help="Whether to unwrap the footer key, to see the contents.")
+    ] = True,
     storage_option: opt.StorageOptions = None,
     config: opt.ConfigFile = None,
     json: opt.Json = False,
 ) -> None:
-    """Show what a dataset is: keys, wrappings, generation; with the footer key also schema and files.
+    """Show what a dataset is: keys, wrappings, generation; with the footer key also columns and sizes.
 
-    Reads no data, and says what could not be checked without keys.
+    Reads no data. Without the footer key what is shown is not authenticated, and it says so.
     """
-    from encpipe.cli.views import inspect_view
+    from encpipe.cli.inspectviews import inspect_view
     from encpipe.inspection import inspect_dataset
 
     settings = opt.settings(config, storage_option)
@@ -112,8 +113,7 @@ def inspect(
         config=settings.config,
         master_keys=settings.master_keys,
         storage_options=settings.storage_options,
-        expect_dataset=expect_dataset,
-        min_generation=min_generation,
+        use_keys=use_keys,
     )
     make_output(json=json).result(found.as_json(), lambda: inspect_view(found))
 
@@ -163,8 +163,9 @@ def verify(
 
     Exits with 4 when something is not what its writer committed to.
     """
-    from encpipe.cli.views import verify_view
-    from encpipe.inspection import verify_dataset
+    from encpipe.cli.inspectviews import verify_view
+    from encpipe.errors import IntegrityError
+    from encpipe.verification import verify_dataset
 
     settings = opt.settings(config, storage_option)
     output = make_output(json=json)
@@ -181,3 +182,5 @@ def verify(
             progress=progress,
         )
     output.result(found.as_json(), lambda: verify_view(found))
+    if found.problems:
+        raise typer.Exit(IntegrityError.exit_code)

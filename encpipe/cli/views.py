@@ -4,59 +4,20 @@ from __future__ import annotations
 
 import base64
 import datetime
+import json
 import math
-from collections.abc import Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from encpipe.cli.parts import Facts, Grid, Note, Part, plural, size
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from encpipe.writer import WriteReport
+
 CELL_CHARACTERS: Final = 40
 """A value is shown up to this long; `--json` has all of it."""
-
-
-class WriteReport(Protocol):
-    """The part of the library's `WriteReport` that is shown. `seconds` is wall time, `bytes_*` are bytes."""
-
-    @property
-    def dataset_id(self) -> str: ...
-    @property
-    def generation(self) -> int: ...
-    @property
-    def files(self) -> int: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def bytes_in(self) -> int: ...
-    @property
-    def bytes_out(self) -> int: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def resumed_files(self) -> int: ...
-    @property
-    def kms_calls(self) -> int: ...
-    @property
-    def master_keys(self) -> Any: ...
-
-
-def write_payload(report: WriteReport) -> dict[str, Any]:
-    """The report of a write as JSON."""
-    return {
-        "dataset_id": report.dataset_id,
-        "generation": report.generation,
-        "files": report.files,
-        "rows": report.rows,
-        "bytes_in": report.bytes_in,
-        "bytes_out": report.bytes_out,
-        "seconds": round(report.seconds, 3),
-        "resumed_files": report.resumed_files,
-        "kms_calls": report.kms_calls,
-        "master_keys": _master_keys(report.master_keys),
-    }
 
 
 def write_view(report: WriteReport, target: str) -> list[Part]:
@@ -71,22 +32,15 @@ def write_view(report: WriteReport, target: str) -> list[Part]:
         ("bytes", f"{size(report.bytes_in)} read, {size(report.bytes_out)} written"),
         ("time", f"{report.seconds:.1f} s{rate}"),
     ]
-    rows += [(f"key name {name}", ", ".join(uris)) for name, uris in _master_keys(report.master_keys).items()]
+    rows += [(f"key name {name}", ", ".join(uris)) for name, uris in report.master_keys.items()]
     return [Facts(rows)]
-
-
-def _master_keys(master_keys: Any) -> dict[str, list[str]]:
-    """Key name -> URIs."""
-    if isinstance(master_keys, Mapping):
-        return {name: [uris] if isinstance(uris, str) else list(uris) for name, uris in master_keys.items()}
-    return {"all": list(master_keys)}
 
 
 def rows_payload(table: pa.Table, total: int) -> dict[str, Any]:
     """Rows as JSON objects; bytes are base64, times ISO 8601, decimals and infinities strings."""
     return {
         "columns": list(table.schema.names),
-        "rows": [{name: to_json(value) for name, value in row.items()} for row in table.to_pylist()],
+        "rows": [{name: to_json(value) for name, value in row.items()} for row in _rows(table)],
         "total_rows": total,
     }
 
@@ -102,9 +56,24 @@ def rows_view(table: pa.Table, total: int) -> list[Part]:
         for field in table.schema
         if pat.is_integer(field.type) or pat.is_floating(field.type) or pat.is_decimal(field.type)
     )
-    rows = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
+    rows = [[_cell(value) for value in row.values()] for row in _rows(table)]
     shown = f"{plural(table.num_rows, 'row')} of {total:,}"
-    return [Grid(table.schema.names, rows, right=numeric), Note(shown)]
+    grid = Grid(table.schema.names, rows, right=numeric, if_too_wide="choose with --select, or see --json")
+    return [grid, Note(shown)]
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows as Python objects; nanoseconds, which Python's own types do not have, as text."""
+    import pyarrow as pa
+
+    for i, field in enumerate(table.schema):
+        if field.type == pa.timestamp("ns"):
+            table = table.set_column(i, field.name, table.column(i).cast(pa.string()))
+        elif pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+            cut = table.column(i).cast(pa.timestamp("us", field.type.tz), safe=False)
+            table = table.set_column(i, field.name, cut)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 def to_json(value: Any) -> Any:
@@ -133,5 +102,8 @@ def to_json(value: Any) -> Any:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    text = f"{value:.6g}" if isinstance(value, float) else str(to_json(value))
+    if isinstance(value, dict | list):
+        text = json.dumps(to_json(value), ensure_ascii=False)
+    else:
+        text = f"{value:.6g}" if isinstance(value, float) else str(to_json(value))
     return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 3] + "..."

@@ -8,7 +8,7 @@ import typer
 
 from encpipe.cli import options as opt
 from encpipe.cli.output import make_output
-from encpipe.cli.views import write_payload, write_view
+from encpipe.cli.views import write_view
 
 ENCRYPT_EXAMPLES = """
 encpipe encrypt flights.parquet encrypted/flights
@@ -87,7 +87,7 @@ def encrypt(
             restart=restart,
             progress=progress,
         )
-    output.result(write_payload(report), lambda: write_view(report, target))
+    output.result(report.as_json(), lambda: write_view(report, target))
 
 
 def append(
@@ -97,8 +97,6 @@ def append(
     workers: opt.Workers = None,
     restart: Restart = False,
     single_writer: SingleWriter = False,
-    expect_dataset: opt.ExpectDataset = None,
-    min_generation: opt.MinGeneration = None,
     storage_option: opt.StorageOptions = None,
     config: opt.ConfigFile = None,
     json: opt.Json = False,
@@ -120,11 +118,9 @@ def append(
             storage_options=_storage(settings.storage_options, single_writer),
             workers=workers,
             restart=restart,
-            expect_dataset=expect_dataset,
-            min_generation=min_generation,
             progress=progress,
         )
-    output.result(write_payload(report), lambda: write_view(report, target))
+    output.result(report.as_json(), lambda: write_view(report, target))
 
 
 def _storage(options: dict[str, Any] | None, single_writer: bool) -> dict[str, Any] | None:

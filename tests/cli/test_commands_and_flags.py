@@ -36,9 +36,12 @@ FROZEN: dict[str, set[str]] = {
         ),
         *("--restart", "--single-writer", "--storage-option", "--config", "--json"),
     },
-    "append": {"SRC", "DST", "--key", "--workers", "--restart", "--single-writer", *READ},
+    "append": {
+        *("SRC", "DST", "--key", "--workers", "--restart", "--single-writer"),
+        *("--storage-option", "--config", "--json"),
+    },
     "decrypt": {"URL", "--plaintext-to", "--select", "--on-missing-key", "--workers", *READ},
-    "inspect": {"URL", *READ},
+    "inspect": {"URL", "--keys", "--storage-option", "--config", "--json"},
     "head": {"URL", "--rows", "-n", "--select", "--on-missing-key", *READ},
     "verify": {"URL", "--deep", "--workers", *READ},
 }
