@@ -31,12 +31,13 @@ class Lease:
         path: str,
         conditions: Conditions,
         *,
-        lease: float = LEASE_SECONDS,
-        renew: float = RENEW_SECONDS,
+        lease: float | None = None,
+        renew: float | None = None,
     ) -> None:
         self._objects, self._path, self._conditions = objects, path, conditions
-        self._lease, self._renew = lease, renew
-        self._mark = ""
+        self._lease = LEASE_SECONDS if lease is None else lease
+        self._renew = RENEW_SECONDS if renew is None else renew
+        self._mark = new_mark()  # one for all renewals: after an outage we know our own lease by it
         self._etag = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="encpipe-lease", daemon=True)
@@ -60,9 +61,8 @@ class Lease:
             self._objects.delete(self._path)
 
     def _write(self, etag: str | None) -> None:
-        self._mark = new_mark()
         # the body differs each time, or the ETag would stay the same and a stale condition would pass
-        body = _BODY + self._mark.encode()
+        body = _BODY + new_mark().encode()
         condition = self._conditions.matching(etag)
         self._etag = self._objects.put(self._path, body, condition, mark=self._mark)
 
