@@ -55,6 +55,7 @@ CODES: Final[dict[str, str]] = {
     "missing-extra": "an optional package is not installed",
     "keyring-permissions": "the keyring or a key file can be read by others",
     "filter": "the filter or the column selection does not fit the dataset",
+    "nulls": "a column has nulls, and the reader did not say what takes their place",
     # KmsError
     "kms": "the key service answered with an error",
     "kms-unavailable": "the key service did not answer, or is overloaded",

@@ -1,0 +1,258 @@
+"""What becomes of each Arrow type, of nulls, and of batch borders. Pure: no dataset, no keys."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from encpipe.errors import ConfigError, EncpipeError
+from encpipe.torch.batching import exact_batches
+from encpipe.torch.tensors import Converter, Nulls
+
+NUMBERS = {
+    pa.int8(): "int8",
+    pa.int16(): "int16",
+    pa.int32(): "int32",
+    pa.int64(): "int64",
+    pa.uint8(): "uint8",
+    pa.uint16(): "uint16",
+    pa.uint32(): "uint32",
+    pa.uint64(): "uint64",
+    pa.float16(): "float16",
+    pa.float32(): "float32",
+    pa.float64(): "float64",
+}
+
+
+def convert(array: pa.Array | pa.ChunkedArray, nulls: Nulls = "error") -> dict[str, Any]:
+    table = pa.table({"x": array})
+    return Converter(table.schema, nulls).convert(table)
+
+
+def fixed(values: list[Any], size: int, kind: pa.DataType | None = None) -> pa.Array:
+    return pa.array(values, pa.list_(kind or pa.int32(), size))
+
+
+@pytest.mark.parametrize("kind", NUMBERS, ids=str)
+def test_a_number_keeps_its_type(kind: pa.DataType) -> None:
+    array = pa.array(np.arange(5, dtype=np.dtype(NUMBERS[kind])), kind).slice(1)
+    found = convert(array)["x"]
+    assert found.dtype == getattr(torch, NUMBERS[kind])
+    assert found.tolist() == [1, 2, 3, 4]
+
+
+def test_bool_stays_bool_wherever_the_slice_starts() -> None:
+    found = convert(pa.array([True, False, True, True, False]).slice(3))["x"]
+    assert found.dtype == torch.bool
+    assert found.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (pa.date32(), dt.date(1970, 1, 11), 10),
+        (pa.date64(), dt.date(1970, 1, 2), 86_400_000),
+        (pa.time32("s"), dt.time(0, 1), 60),
+        (pa.time64("us"), dt.time(0, 0, 1), 1_000_000),
+        (pa.timestamp("ms"), dt.datetime(1970, 1, 1, 0, 0, 2), 2_000),
+        (pa.timestamp("s", "America/New_York"), dt.datetime(1970, 1, 1, 1, tzinfo=dt.UTC), 3_600),
+        (pa.duration("ns"), dt.timedelta(microseconds=3), 3_000),
+    ],
+    ids=str,
+)
+def test_a_point_in_time_is_an_int64_count_of_its_unit(kind: pa.DataType, value: Any, expected: int) -> None:
+    found = convert(pa.array([value, value], kind).slice(1))["x"]
+    assert found.dtype == torch.int64
+    assert found.tolist() == [expected]
+
+
+def test_a_fixed_size_list_is_two_dimensional() -> None:
+    found = convert(fixed([[1, 2, 3], [4, 5, 6], [7, 8, 9]], 3).slice(1))["x"]
+    assert found.shape == (2, 3)
+    assert found.tolist() == [[4, 5, 6], [7, 8, 9]]
+
+
+def test_fixed_size_lists_of_fixed_size_lists_get_a_dimension_each() -> None:
+    found = convert(fixed([[[1, 2], [3, 4], [5, 6]]], 3, pa.list_(pa.int8(), 2)))["x"]
+    assert found.shape == (1, 3, 2)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+def test_strings_are_a_list(kind: pa.DataType) -> None:
+    assert convert(pa.array(["a", "", "ä"], kind))["x"] == ["a", "", "ä"]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(2)], ids=str)
+def test_binaries_are_a_list(kind: pa.DataType) -> None:
+    assert convert(pa.array([b"ab", b"cd"], kind))["x"] == [b"ab", b"cd"]
+
+
+def test_a_dictionary_column_gives_its_values_even_if_the_dictionary_changes() -> None:
+    words = pa.chunked_array(
+        [pa.array(["u", "v", "u"]).dictionary_encode(), pa.array(["w"]).dictionary_encode()]
+    )
+    assert convert(words)["x"] == ["u", "v", "u", "w"]
+    assert convert(pa.array([7, 8, 7]).dictionary_encode())["x"].tolist() == [7, 8, 7]
+
+
+@pytest.mark.parametrize(
+    ("array", "hint"),
+    [
+        (pa.array([[1], [1, 2]]), "fixed-size"),
+        (pa.array([decimal.Decimal("1.5")]), "float64"),
+        (pa.array([{"a": 1}]), "columns="),
+        (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())), "columns="),
+        (pa.nulls(2), "columns="),
+        (fixed([["a"]], 1, pa.string()), "columns="),
+    ],
+    ids=["list", "decimal", "struct", "map", "null", "strings in a fixed-size list"],
+)
+def test_what_no_tensor_can_hold_is_refused_before_anything_is_read(array: pa.Array, hint: str) -> None:
+    with pytest.raises(EncpipeError, match="column 'x'") as caught:
+        Converter(pa.table({"x": array}).schema)
+    assert caught.value.code == "unsupported"
+    assert hint in caught.value.hint
+
+
+def test_a_null_is_refused_by_default_and_names_the_column() -> None:
+    with pytest.raises(ConfigError, match="column 'x' has nulls") as caught:
+        convert(pa.array([1, None]))
+    assert caught.value.code == "nulls"
+    assert 'nulls="mask"' in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("array", "values", "mask"),
+    [
+        (pa.array([5, None, 7]), [5, 0, 7], [True, False, True]),
+        (pa.array([None, 1.5], pa.float16()), [0.0, 1.5], [False, True]),
+        (pa.array([None, True]), [False, True], [False, True]),
+        (pa.array([None, dt.date(1970, 1, 2)]), [0, 1], [False, True]),
+        (fixed([[1, 2], None], 2), [[1, 2], [0, 0]], [[True, True], [False, False]]),
+        (fixed([None, [1, None]], 2), [[0, 0], [1, 0]], [[False, False], [True, False]]),
+        (
+            fixed([None, [[1, None]]], 1, pa.list_(pa.int8(), 2)),
+            [[[0, 0]], [[1, 0]]],
+            [[[False, False]], [[True, False]]],
+        ),
+    ],
+    ids=["int", "float16", "bool", "date", "list", "list with null elements", "nested list"],
+)
+def test_a_mask_is_true_where_there_is_a_value(array: pa.Array, values: list[Any], mask: list[Any]) -> None:
+    found = convert(array, "mask")
+    assert found["x"].tolist() == values
+    assert found["x_mask"].tolist() == mask
+    assert found["x_mask"].dtype == torch.bool
+
+
+@pytest.mark.parametrize(
+    ("array", "values"),
+    [
+        (pa.array(["a", None]), ["a", ""]),
+        (pa.array(["a", None]).dictionary_encode(), ["a", ""]),
+        (pa.array([b"a", None], pa.binary_view()), [b"a", b""]),
+        (pa.array([b"ab", None], pa.binary(2)), [b"ab", b"\0\0"]),
+    ],
+    ids=["string", "dictionary", "binary", "fixed-size binary"],
+)
+def test_masked_text_is_empty(array: pa.Array, values: list[Any]) -> None:
+    found = convert(array, "mask")
+    assert found["x"] == values
+    assert found["x_mask"].tolist() == [True, False]
+
+
+def test_the_names_of_a_batch_do_not_depend_on_its_nulls() -> None:
+    schema = pa.schema([pa.field("a", pa.int8()), pa.field("b", pa.int8(), nullable=False)])
+    converter = Converter(schema, "mask")
+    whole = converter.convert(pa.table([[1], [2]], schema=schema))
+    assert list(whole) == ["a", "a_mask", "b"]
+    assert whole["a_mask"].tolist() == [True]
+    assert list(converter.convert(pa.table([[None], [2]], schema=schema))) == list(whole)
+
+
+@pytest.mark.parametrize(
+    ("array", "number", "values"),
+    [
+        (pa.array([1, None], pa.int8()), -1, [1, -1]),
+        (pa.array([1, None], pa.int8()), 3.0, [1, 3]),
+        (pa.array([1.0, None], pa.float32()), 0.5, [1.0, 0.5]),
+        (pa.array([True, None]), 1, [True, True]),
+        (fixed([None, [1, None]], 2), 9, [[9, 9], [1, 9]]),
+    ],
+    ids=["int", "whole float in int", "float", "bool", "list"],
+)
+def test_a_number_takes_the_place_of_nulls(array: pa.Array, number: float, values: list[Any]) -> None:
+    found = convert(array, number)
+    assert found["x"].tolist() == values
+    assert list(found) == ["x"]
+
+
+def test_nan_takes_the_place_of_nulls_in_floats() -> None:
+    assert math.isnan(convert(pa.array([None, 1.0]), math.nan)["x"][0])
+
+
+@pytest.mark.parametrize(
+    ("array", "number"),
+    [
+        (pa.array([None], pa.uint8()), -1),
+        (pa.array([None], pa.int64()), 0.5),
+        (pa.array([None], pa.int64()), math.nan),
+        (pa.array([None], pa.int64()), 2**70),
+        (pa.array([None], pa.bool_()), 2),
+        (pa.array([None], pa.string()), 0),
+    ],
+    ids=["negative", "fraction", "nan", "too long", "bool", "string"],
+)
+def test_a_number_that_the_column_cannot_hold_is_refused(array: pa.Array, number: float) -> None:
+    with pytest.raises(ConfigError, match="column 'x' has nulls, and") as caught:
+        convert(array, number)
+    assert caught.value.code == "nulls"
+
+
+@pytest.mark.parametrize("nulls", ["zero", True, None])
+def test_other_ways_to_treat_nulls_are_refused(nulls: Any) -> None:
+    with pytest.raises(ConfigError, match="nulls is"):
+        convert(pa.array([1]), nulls)
+
+
+def test_a_mask_does_not_hide_a_column_of_the_same_name() -> None:
+    with pytest.raises(ConfigError, match="'x_mask'"):
+        Converter(pa.schema({"x": pa.int8(), "x_mask": pa.bool_()}), "mask")
+
+
+def test_no_column_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no column"):
+        Converter(pa.schema([]))
+
+
+def test_tensors_can_be_written_to_without_a_warning_or_harm() -> None:
+    table = pa.table({"a": np.arange(8), "b": [True] * 8, "c": [None, *range(7)]})
+    converter = Converter(table.schema, nulls=0)
+    first, second = (converter.convert(table.slice(n, 4)) for n in (0, 4))
+    for tensor in first.values():
+        tensor.zero_()
+    assert second["a"].tolist() == [4, 5, 6, 7]
+    assert second["c"].tolist() == [3, 4, 5, 6]
+    assert table["c"].to_pylist()[1:4] == [0, 1, 2]
+
+
+def test_numbers_without_nulls_are_not_copied() -> None:
+    array = pa.array(np.arange(8))
+    found = convert(array.slice(2, 3))["x"]
+    assert found.data_ptr() == array.buffers()[1].address + 16
+
+
+@pytest.mark.parametrize("sizes", [[10], [3, 7], [4, 4, 2], [1] * 10, [0, 5, 0, 5], []], ids=str)
+def test_batches_are_exact_whatever_the_row_groups(sizes: list[int]) -> None:
+    rows = iter(range(sum(sizes)))
+    tables = [pa.table({"a": pa.array([next(rows) for _ in range(size)], pa.int64())}) for size in sizes]
+    batches = list(exact_batches(tables, 4))
+    assert [len(batch) for batch in batches] == ([4, 4, 2] if sizes else [])
+    assert [value for batch in batches for value in batch["a"].to_pylist()] == list(range(sum(sizes)))
