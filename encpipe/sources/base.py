@@ -86,10 +86,12 @@ class Source:
     resumable: bool
 
 
-def unreadable(name: str, why: object, *, hint: str = "") -> EncpipeError:
+def unreadable(name: str, why: object, *, after_row: int | None = None, hint: str = "") -> EncpipeError:
     """The error for a file that is not what its name promises, with the first line of `why`."""
     lines = str(why).strip().splitlines()
-    reason = lines[0][:500] if lines else type(why).__name__
+    reason = lines[0].partition(" Detail: ")[0][:500] if lines else type(why).__name__
+    if after_row is not None:
+        reason += f" (after row {after_row})"
     return EncpipeError(f"source file {name!r} cannot be read: {reason}", hint=hint, code="source-unreadable")
 
 

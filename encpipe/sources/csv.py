@@ -2,7 +2,7 @@
 
 Types are inferred by PyArrow from the first `BLOCK_BYTES` of each file, or given by a schema; a later value
 of another type is an error that names its row. `NA`, `NULL`, `nan` and the empty text are null except in text
-columns.
+columns. Quoted values may hold newlines; blank lines are no rows, as for PyArrow.
 """
 
 from __future__ import annotations
@@ -41,12 +41,8 @@ def open_reader(located: Located, target: Target, row_group_bytes: int, *, threa
         stream.close()
 
     def explain(error: Exception, rows: int) -> EncpipeError:
-        found = (
-            str(error)
-            if "Row #" in str(error)
-            else _find_row(located, target) or f"{error} (after row {rows})"
-        )
-        return unreadable(located.name, found, hint=_HINT)
+        found = str(error) if "Row #" in str(error) else _find_row(located, target)
+        return unreadable(located.name, found or error, after_row=None if found else rows, hint=_HINT)
 
     return BatchReader(iter(reader), target, row_group_bytes, name=located.name, close=close, explain=explain)
 
@@ -58,6 +54,7 @@ def _open(
         return csv.open_csv(
             stream,
             read_options=csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=threads),
+            parse_options=csv.ParseOptions(newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types=types),
         )
     except READ_ERRORS as error:

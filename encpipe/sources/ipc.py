@@ -35,6 +35,7 @@ def _open(located: Located) -> tuple[pa.Schema, Iterator[pa.RecordBatch], Callab
     source = located.open_input()
     try:
         start = source.read_at(8, 0)
+        source.seek(0)
         if start[:4] == _FEATHER_V1_MAGIC:
             raise unreadable(located.name, "it is Feather V1", hint="write it again with Feather V2")
         if start[:6] == _FILE_MAGIC:

@@ -44,7 +44,7 @@ def open_reader(located: Located, target: Target, row_group_bytes: int, *, threa
 
     def explain(error: Exception, rows: int) -> EncpipeError:
         text, found = _ROW.subn(lambda m: f" in row {rows + int(m[1]) + 1}", str(error))
-        return unreadable(located.name, text if found else f"{text} (after row {rows})", hint=_HINT)
+        return unreadable(located.name, text, after_row=None if found else rows, hint=_HINT)
 
     return BatchReader(iter(reader), target, row_group_bytes, name=located.name, close=close, explain=explain)
 

@@ -19,12 +19,14 @@ import pyarrow as pa
 
 from encpipe.config import Config
 from encpipe.errors import EncpipeError, StorageError
-from encpipe.sources.base import unreadable
+from encpipe.sources.base import READ_ERRORS, unreadable
 
 _URL: Final = re.compile(r"[a-z][a-z0-9+.-]*(?:::[a-z][a-z0-9+.-]*)*://", re.IGNORECASE)
 WILD: Final = re.compile(r"[*?\[]")
 BLOCK_BYTES: Final = 4 << 20
 """Text that is parsed at once, and that types are inferred from."""
+_ZIP_ERRORS: Final[tuple[type[Exception], ...]] = (*READ_ERRORS, zipfile.BadZipFile, RuntimeError)
+"""`zipfile` says RuntimeError for an encrypted member and for a method it does not know."""
 _CODECS: Final = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
@@ -98,7 +100,7 @@ def _open_zip(source: pa.NativeFile, name: str) -> pa.NativeFile:
         if len(members) != 1:
             raise unreadable(name, f"the archive holds {len(members)} files, not one", hint="unpack it")
         return pa.PythonFile(archive.open(members[0]), "r")
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
+    except _ZIP_ERRORS as error:
         source.close()
         raise unreadable(name, error, hint="unpack it") from None
 

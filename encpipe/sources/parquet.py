@@ -134,6 +134,8 @@ class ParquetReader(SourceReader):
 
 
 def _check_magic(source: Any, located: Located) -> None:
+    if source.size() != located.size:
+        raise unreadable(located.name, "it changed since the source was opened", hint="start again")
     tail = source.read_at(4, located.size - 4) if located.size >= 12 else b""
     if tail == b"PARE":
         raise unreadable(

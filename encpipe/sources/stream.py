@@ -116,7 +116,7 @@ class BatchReader(SourceReader):
                 raise
             except READ_ERRORS as error:
                 if self._explain is None:
-                    raise unreadable(self._name, f"{error} (after row {rows})") from None
+                    raise unreadable(self._name, error, after_row=rows) from None
                 raise self._explain(error, rows) from None
             if batch is None:
                 return
