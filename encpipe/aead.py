@@ -24,12 +24,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from encpipe.errors import DecryptionError, ManifestError
+from encpipe.errors import DecryptionError, EncpipeError, ManifestError
 from encpipe.keys import KEY_BYTES, KeyContext, Secret
 
 NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
 SEAL_OVERHEAD: Final = NONCE_BYTES + TAG_BYTES
+MAX_SEALED_BYTES: Final = (1 << 31) - 1
+"""Length of one sealed object: what one call of the cipher takes."""
 
 
 class Label(StrEnum):
@@ -73,15 +75,20 @@ def derive(key: Secret, label: Label, context: bytes) -> Secret:
 
 
 def seal(key: Secret, plaintext: bytes, *, aad: bytes) -> bytes:
-    """nonce (12, random) || ciphertext || tag (16), AES-256-GCM."""
+    """nonce (12, random) || ciphertext || tag (16), AES-256-GCM.
+
+    Raises `EncpipeError` `unsupported` when that would be longer than `MAX_SEALED_BYTES`.
+    """
+    if len(plaintext) > MAX_SEALED_BYTES - SEAL_OVERHEAD:
+        raise EncpipeError(f"{len(plaintext)} bytes are too many to seal as one object", code="unsupported")
     nonce = os.urandom(NONCE_BYTES)
     return nonce + AESGCM(key.reveal()).encrypt(nonce, plaintext, aad)
 
 
 def open_sealed(key: Secret, sealed: bytes, *, aad: bytes) -> bytes:
     """The plaintext of what `seal` made. Raises `DecryptionError` for any other bytes, key or AAD."""
-    if len(sealed) < SEAL_OVERHEAD:
-        raise DecryptionError(f"sealed bytes are too short ({len(sealed)} bytes)")
+    if not SEAL_OVERHEAD <= len(sealed) <= MAX_SEALED_BYTES:
+        raise DecryptionError(f"sealed bytes cannot be {len(sealed)} bytes long")
     try:
         return AESGCM(key.reveal()).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], aad)
     except InvalidTag:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from encpipe import aead, strictjson
 from encpipe.aead import Label
-from encpipe.errors import DecryptionError, FormatError, ManifestError
+from encpipe.errors import DecryptionError, FormatError, ManifestError, PolicyError
 from encpipe.keys import KEY_NAME, Secret
 from encpipe.policy import Policy
 from encpipe.strictjson import Fields
@@ -28,13 +28,27 @@ _VERSION: Final = b"\x01"
 _FILE_PATH: Final = re.compile(r"(?:[^/\x00]{1,255}/){1,32}[0-9a-f]{32}\.parquet")
 
 
+_ENTRY_FIELDS: Final = (
+    "id",
+    "path",
+    "bytes",
+    "rows",
+    "row_groups",
+    "partition",
+    "sha256",
+    "footer_dek",
+    "column_deks",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class FileEntry:
     """One data file, as committed.
 
     `path` is below the dataset; `size` is in bytes; `row_groups` holds the rows of each row group;
     `partition` the values of the partition columns as text, or None for null; `sha256` is over the whole
-    file; `footer_commitment` fixes the footer DEK, `columns_commitment` the DEKs of all leaf columns.
+    file; `footer_commitment` fixes the footer DEK, `columns_commitment` the DEKs of all leaf columns. `extra`
+    keeps the fields that this version does not know.
     """
 
     id: str
@@ -46,9 +60,11 @@ class FileEntry:
     sha256: bytes
     footer_commitment: bytes
     columns_commitment: bytes
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def as_json(self) -> dict[str, Any]:
         return {
+            **self.extra,
             "id": self.id,
             "path": self.path,
             "bytes": self.size,
@@ -79,7 +95,7 @@ class FileList:
     def as_json(self) -> dict[str, Any]:
         return {
             **self.raw,
-            "policy": self.policy.as_json(),
+            "policy": {**self.raw.get("policy", {}), **self.policy.as_json()},
             "schema": aead.to_text(self.schema),
             "columns": [[leaf, name] for leaf, name in self.columns.items()],
             "partitions": list(self.partitions),
@@ -107,7 +123,10 @@ def seal(file_list: FileList, *, footer_kek: Secret, dataset_id: str, generation
 def open_sealed(
     sealed: bytes, *, footer_kek: Secret, dataset_id: str, generation: int, list_id: str
 ) -> FileList:
-    """The list in `sealed`. Raises `ManifestError` unless it was sealed for just this place."""
+    """The list in `sealed`.
+
+    Raises `ManifestError` unless it was sealed for just this place, `FormatError` for a newer version.
+    """
     if sealed[:1] != _VERSION:
         raise FormatError("the file list has a version this encpipe does not know", code="format-newer")
     try:
@@ -123,7 +142,10 @@ def open_sealed(
 
 
 def parse(plaintext: bytes) -> FileList:
-    """The list in opened bytes. Raises `ManifestError` for anything not of the format."""
+    """The list in opened bytes.
+
+    Raises `ManifestError` for anything not of the format, `FormatError` for what only a newer version knows.
+    """
     raw = strictjson.loads(plaintext, what="the file list", code="file-list")
     fields = Fields(raw, what="the file list", code="file-list")
     if fields.array("partition_keks", limit=MAX_FILES):
@@ -158,12 +180,15 @@ def _parse_columns(fields: Fields) -> dict[str, str]:
 def _parse_policy(fields: Fields) -> Policy:
     entries = fields.object("columns", limit=MAX_COLUMNS)
     columns = Fields(entries, what="the file list's policy", code="file-list")
-    return Policy(
-        footer_key=fields.match("footer_key", KEY_NAME),
-        columns={name: columns.texts(name, limit=MAX_COLUMNS) for name in entries},
-        plaintext_partitions=fields.texts("plaintext_partitions", limit=MAX_COLUMNS),
-        strict=fields.flag("strict"),
-    )
+    try:
+        return Policy(
+            footer_key=fields.match("footer_key", KEY_NAME),
+            columns={name: columns.texts(name, limit=MAX_COLUMNS) for name in entries},
+            plaintext_partitions=fields.texts("plaintext_partitions", limit=MAX_COLUMNS),
+            strict=fields.flag("strict"),
+        )
+    except PolicyError as error:
+        fields.refuse(f"is not valid: {error.message}")
 
 
 def parse_entry(item: Any, partitions: tuple[str, ...]) -> FileEntry:
@@ -179,6 +204,7 @@ def parse_entry(item: Any, partitions: tuple[str, ...]) -> FileEntry:
         sha256=fields.sha256("sha256"),
         footer_commitment=fields.sha256("footer_dek"),
         columns_commitment=fields.sha256("column_deks"),
+        extra=fields.others(*_ENTRY_FIELDS),
     )
     folders = entry.path.split("/")[:-1]
     if any(part in (".", "..") for part in folders) or folders[0] == "_encpipe":

@@ -12,13 +12,14 @@ it was stopped is recognised and not done twice.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from encpipe import aead, filelist, manifest, strictjson
 from encpipe.aead import Label
-from encpipe.errors import DecryptionError, FormatError, ManifestError, StorageError
+from encpipe.errors import DecryptionError, EncpipeError, FormatError, ManifestError, StorageError
 from encpipe.filelist import FileEntry
 from encpipe.keys import KEY_NAME, Secret, WrappedKey
 from encpipe.manifest import KekRecord
@@ -28,6 +29,10 @@ from encpipe.strictjson import Fields
 FOLDER: Final = "_encpipe/pending/"
 MAX_JOURNAL_BYTES: Final = 16 << 20
 MAX_RECORD_BYTES: Final = 16 << 20
+_CORE_DIGEST: Final = re.compile(r"(?:[0-9a-f]{64})?")
+_WRITER_ID: Final = re.compile(r"[0-9a-f]{32}")
+_RECORD: Final = re.compile(r"(0|[1-9][0-9]{0,9})\.sealed")
+_HINT: Final = "start the write anew with --restart"
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,21 @@ class Journal:
         return next(k.id for k in self.keks if k.key_name == self.footer_key and k.state == "active")
 
     def as_bytes(self, footer_kek: Secret) -> bytes:
-        """The journal object: the public fields and the sealed body."""
+        """The journal object: the public fields and the sealed body.
+
+        Raises `EncpipeError` `unsupported` for one that could not be read again.
+        """
         public = self._public()
         body = strictjson.dumps({"digest": self.digest.hex()})
         sealed = aead.seal(_key(footer_kek, self.writer_id), body, aad=_aad(public))
-        return strictjson.dumps({**public, "sealed": aead.to_text(sealed)})
+        data = strictjson.dumps({**public, "sealed": aead.to_text(sealed)})
+        try:
+            parse(data)
+        except ManifestError as error:
+            raise EncpipeError(
+                f"this write cannot be recorded: {error.message}", code="unsupported"
+            ) from None
+        return data
 
     def _public(self) -> dict[str, Any]:
         return {
@@ -94,10 +109,11 @@ class SealedJournal:
         except DecryptionError:
             raise ManifestError(
                 "the journal of a stopped write does not open: it was edited",
-                hint="start the write anew with --restart",
+                hint=_HINT,
                 code="journal",
             ) from None
-        fields = Fields(strictjson.loads(body, what="a journal"), what="a journal", code="journal")
+        body_json = strictjson.loads(body, what="a journal", code="journal")
+        fields = Fields(body_json, what="a journal", code="journal")
         return Journal(**{**vars(self.journal), "digest": fields.sha256("digest")})
 
 
@@ -118,7 +134,7 @@ def parse(data: bytes) -> SealedJournal:
     journal = Journal(
         writer_id=fields.hex_id("writer_id"),
         dataset_id=fields.hex_id("dataset_id"),
-        base_core=fields.text("base_core"),
+        base_core=fields.match("base_core", _CORE_DIGEST),
         base_generation=fields.integer("base_generation"),
         created=fields.text("created"),
         owner=fields.text("owner"),
@@ -151,8 +167,17 @@ class Records:
         return aead.encode_aad(Label.JOURNAL_FILE, *ids, n.to_bytes(8, "big"))
 
     def add(self, n: int, entry: FileEntry) -> None:
-        """Record that file `n` of the source is finished."""
+        """Record that file `n` of the source is finished.
+
+        Raises `EncpipeError` `unsupported` for an entry that could not be read again.
+        """
         plaintext = strictjson.dumps(entry.as_json())
+        try:
+            self._parse(plaintext, tuple(entry.partition))
+        except ManifestError as error:
+            raise EncpipeError(
+                f"the file list cannot hold {entry.path[:200]!r}: {error.message}", code="unsupported"
+            ) from None
         self._storage.create(self._path(n), aead.seal(self._key(n), plaintext, aad=self._aad(n)))
 
     def read(self, n: int, partitions: tuple[str, ...]) -> FileEntry:
@@ -163,17 +188,21 @@ class Records:
         except DecryptionError:
             raise ManifestError(
                 f"record {n} of a stopped write does not open: it was edited",
-                hint="start the write anew with --restart",
+                hint=_HINT,
                 code="journal",
             ) from None
-        return filelist.parse_entry(strictjson.loads(plaintext, what="a journal record"), partitions)
+        return self._parse(plaintext, partitions)
+
+    def _parse(self, plaintext: bytes, partitions: tuple[str, ...]) -> FileEntry:
+        raw = strictjson.loads(plaintext, what="a journal record", code="journal")
+        return filelist.parse_entry(raw, partitions)
 
     def numbers(self) -> Iterator[int]:
-        """The files that are recorded."""
+        """The files that are recorded. Objects of other names are left alone."""
         for info in self._storage.list(self._journal.folder):
-            name = info.path.rpartition("/")[2].removesuffix(".sealed")
-            if info.path.endswith(".sealed") and name.isdecimal():
-                yield int(name)
+            name = _RECORD.fullmatch(info.path.removeprefix(self._journal.folder))
+            if name is not None:
+                yield int(name[1])
 
 
 def journal_path(writer_id: str) -> str:
@@ -190,14 +219,14 @@ def writers(storage: Storage) -> list[str]:
     """The writer ids that have a journal, live or not."""
     paths = (info.path for info in storage.list(FOLDER))
     found = (path.removeprefix(FOLDER).partition("/") for path in paths)
-    return [writer for writer, _, name in found if name == "journal.json"]
+    return [writer for writer, _, name in found if name == "journal.json" and _WRITER_ID.fullmatch(writer)]
 
 
 def load(storage: Storage, writer_id: str) -> SealedJournal:
     """A writer's journal. Raises `ManifestError` `journal`, or `StorageError` when it is gone."""
     found = parse(storage.read(journal_path(writer_id), limit=MAX_JOURNAL_BYTES))
     if found.journal.writer_id != writer_id:
-        raise ManifestError("a journal stands in another writer's folder", code="journal")
+        raise ManifestError("a journal stands in another writer's folder", hint=_HINT, code="journal")
     return found
 
 

@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from encpipe import aead
 from encpipe.aead import Label
 from encpipe.errors import (
+    ConfigError,
     DecryptionError,
     EncpipeError,
     IntegrityError,
@@ -34,6 +35,9 @@ _DEK_WRAP_VERSION: Final = b"\x01"
 _HEADER_BYTES: Final = 1 + ID_BYTES
 WRAPPED_DEK_CHARACTERS: Final = 103
 """Length of a wrapped DEK: base64url of 0x01, file id, nonce, 32 bytes of ciphertext and the tag."""
+
+RENEWAL_PAUSE_SECONDS: Final = 5.0
+"""How long an outage is believed before a KEK past its age is asked for again."""
 
 Check = Callable[[str, Secret], None]
 """(KEK id, KEK): raises unless this is the KEK that the manifest or journal commits to."""
@@ -57,7 +61,9 @@ def master_key_id(kek: KekRecord) -> str:
 
 
 def wrap_dek(kek: Secret, dek: bytes, *, file_id: str, key_id: str) -> str:
-    """103 characters, bound to the file and the KEK's name."""
+    """103 characters, bound to the file and the KEK's name. Raises `ValueError` for a DEK not of 256 bits."""
+    if len(dek) != KEY_BYTES:
+        raise ValueError(f"a DEK has {KEY_BYTES} bytes")
     header = _DEK_WRAP_VERSION + bytes.fromhex(file_id)
     key = aead.derive(kek, Label.DEK_WRAP, header[1:])
     return aead.to_text(header + aead.seal(key, dek, aad=header + key_id.encode()))
@@ -99,26 +105,39 @@ class NewKek:
 
 
 def make_kek(context: KeyContext, master_keys: Iterable[MasterKey]) -> NewKek:
-    """A random KEK, wrapped by each of `master_keys`. One KMS call for each."""
+    """A random KEK, wrapped by each of `master_keys`. One KMS call for each.
+
+    Raises `ValueError` when there is no master key: what the KEK protects would be lost.
+    """
     kek = Secret.random(KEY_BYTES)
-    return NewKek(kek, tuple(master.wrap(kek, aad=context) for master in master_keys))
+    wrappings = tuple(master.wrap(kek, aad=context) for master in master_keys)
+    if not wrappings:
+        raise ValueError(f"no master key wraps the KEK of key name {context.key_name!r}")
+    return NewKek(kek, wrappings)
 
 
 class _Held:
-    """One KEK of the dataset: its lock makes the unwrap single flight."""
+    """One KEK of the dataset: its lock makes the unwrap single flight.
+
+    `failure` is what the last of `flights` raised, kept without its traceback, which holds keys.
+    """
 
     def __init__(self, record: KekRecord) -> None:
         self.record = record
         self.lock = threading.Lock()
         self.kek: Secret | None = None
         self.since = 0.0
+        self.not_before = 0.0
+        self.flights = 0
+        self.failure: tuple[Callable[..., EncpipeError], tuple[Any, ...]] | None = None
 
 
 class DatasetKeys:
     """The KEKs of one dataset, unwrapped when needed and kept as long as this object lives.
 
     With `max_age` (seconds) a KEK is asked for again after that time: a denial then stops the reader, an
-    outage is bridged for `grace` seconds more. `check` is called with every KEK before it is used.
+    outage is bridged for `grace` seconds more. `check` is called with every KEK before it is used. Threads
+    that wait for an unwrap share its outcome, failures too.
     `unwraps` counts KMS calls that gave a KEK, `refusals` those that did not.
     """
 
@@ -155,32 +174,46 @@ class DatasetKeys:
     def kek(self, kek_id: str) -> Secret:
         """The KEK of this id.
 
-        Raises `UnwrapError` for an id the dataset does not have, `UntrustedKeyError`, a `KmsError`, or the
-        `IntegrityError` of `check`.
+        Raises `UnwrapError` for an id the dataset does not have, `UntrustedKeyError` or another
+        `ConfigError`, a `KmsError`, or the `IntegrityError` of `check`. Of several wrappings that fail it
+        reports what may pass or be mended before a denial, and a denial before a key that is not trusted.
         """
         held = self._held.get(kek_id)
         if held is None:
             raise UnwrapError(f"the dataset has no KEK {kek_id[:64]!r}: the file is of another dataset")
+        arrived = held.flights
         with held.lock:
-            age = self._clock() - held.since
-            if held.kek is None:
-                held.kek = self._unwrap(held.record)
-                held.since = self._clock()
-            elif self._max_age is not None and age > self._max_age:
-                self._renew(held, age - self._max_age)
+            if held.failure is not None and held.flights != arrived:
+                make, args = held.failure
+                raise make(*args)
+            if held.kek is None or self._is_due(held):
+                self._ask(held)
+            assert held.kek is not None
             return held.kek
 
-    def _renew(self, held: _Held, overdue: float) -> None:
+    def _is_due(self, held: _Held) -> bool:
+        now = self._clock()
+        return self._max_age is not None and now - held.since > self._max_age and now >= held.not_before
+
+    def _ask(self, held: _Held) -> None:
+        held.failure = None
         try:
             held.kek = self._unwrap(held.record)
             held.since = self._clock()
-        except KmsUnavailableError:
-            if overdue > self._grace:
-                held.kek = None
-                raise
-        except EncpipeError:
+        except EncpipeError as error:
+            if held.kek is not None and isinstance(error, KmsUnavailableError) and self._bridge(held):
+                return
             held.kek = None
+            held.failure = error.__reduce__()
             raise
+        finally:
+            held.flights += 1
+
+    def _bridge(self, held: _Held) -> bool:
+        """Whether a KEK past its age may serve on in an outage, and until when it is not asked for again."""
+        now, end = self._clock(), held.since + (self._max_age or 0.0) + self._grace
+        held.not_before = min(now + RENEWAL_PAUSE_SECONDS, end)
+        return now <= end
 
     def _unwrap(self, record: KekRecord) -> Secret:
         wrappings = sorted(
@@ -195,7 +228,7 @@ class DatasetKeys:
         for wrapped in wrappings:
             try:
                 return self._try(record, wrapped)
-            except (KmsError, IntegrityError, UntrustedKeyError) as error:
+            except (KmsError, IntegrityError, ConfigError) as error:
                 failures.append(error)
         raise min(failures, key=_weight)
 
@@ -217,15 +250,18 @@ class DatasetKeys:
 
 
 _TELLING: Final = (
-    KmsUnavailableError,
-    IntegrityError,
-    KeyAccessDeniedError,
-    KeyNotFoundError,
-    KmsError,
-    UntrustedKeyError,
+    (UntrustedKeyError, 6),
+    (ShreddedError, 5),
+    (KeyNotFoundError, 5),
+    (KeyAccessDeniedError, 4),
+    (KmsUnavailableError, 0),
+    (IntegrityError, 1),
+    (KmsError, 2),
+    (ConfigError, 3),
 )
 
 
 def _weight(error: EncpipeError) -> int:
-    """Which of several failures to report: an outage first, since trying later may help."""
-    return next(n for n, kind in enumerate(_TELLING) if isinstance(error, kind))
+    """Which of several failures to report: one that may pass or be mended first. `on_missing_key` reacts to a
+    denied or absent key only when no wrapping failed otherwise."""
+    return next(weight for kind, weight in _TELLING if isinstance(error, kind))

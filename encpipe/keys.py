@@ -8,7 +8,8 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, Protocol, runtime_checkable
 
 KEY_BYTES: Final = 32
@@ -109,13 +110,15 @@ class WrappedKey:
     """A KEK wrapped by one master key: public bytes, safe to store and to print.
 
     `master_key` is the URI that unwraps it, with aliases resolved; `version` is the master key's version
-    where the service shows one, else empty; `created` is UTC, RFC 3339.
+    where the service shows one, else empty; `created` is UTC, RFC 3339. `extra` keeps what a newer version
+    stored with the wrapping.
     """
 
     master_key: str
     blob: bytes
     version: str
     created: str
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @runtime_checkable

@@ -76,7 +76,7 @@ class PinStore:
                 entries = self._read()
                 known = entries.get(url)
                 if known is not None:
-                    _check_known(Fields(known, what=f"pin store {self._path}"), manifest)
+                    self._known(known, manifest).check(manifest, manifest.head)
                 state = _state(manifest)
                 if known != state:
                     self._write({**entries, url: state})
@@ -94,15 +94,36 @@ class PinStore:
 
     def _read(self) -> dict[str, Any]:
         try:
-            data = self._path.read_bytes()
+            with self._path.open("rb") as file:
+                data = file.read(MAX_STORE_BYTES + 1)
         except FileNotFoundError:
             return {}
+        if len(data) > MAX_STORE_BYTES:
+            raise self._damaged(f"is longer than {MAX_STORE_BYTES} bytes")
         try:
-            return strictjson.loads(data, what=f"pin store {self._path}")
+            return strictjson.loads(data, what="it")
         except ManifestError as error:
-            raise ConfigError(
-                error.message, hint="it was damaged: restore it, or remove it and trust anew"
-            ) from None
+            raise self._damaged(error.message) from None
+
+    def _known(self, entry: Any, manifest: Manifest) -> Pins:
+        try:
+            known = Fields(entry, what="an entry")
+            generation = known.integer("generation")
+            same_generation = manifest.core.generation == generation
+            return Pins(
+                expect_dataset=known.hex_id("dataset_id"),
+                min_generation=generation,
+                min_revision=known.integer("revision"),
+                expect_core=known.sha256("core").hex() if same_generation else None,
+            )
+        except ManifestError as error:
+            raise self._damaged(error.message) from None
+
+    def _damaged(self, why: str) -> ConfigError:
+        return ConfigError(
+            f"the pin store {self._path} is damaged: {why}",
+            hint="restore it, or remove it and trust what is there now",
+        )
 
     def _write(self, entries: dict[str, Any]) -> None:
         fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
@@ -120,14 +141,3 @@ def _state(manifest: Manifest) -> dict[str, Any]:
         "revision": manifest.revision,
         "core": manifest.head.digest,
     }
-
-
-def _check_known(known: Fields, manifest: Manifest) -> None:
-    generation = known.integer("generation")
-    same_generation = manifest.core.generation == generation
-    Pins(
-        expect_dataset=known.hex_id("dataset_id"),
-        min_generation=generation,
-        min_revision=known.integer("revision"),
-        expect_core=known.text("core") if same_generation else None,
-    ).check(manifest, manifest.head)

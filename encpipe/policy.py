@@ -7,9 +7,10 @@ entry names falls under the footer key: no column of an encpipe dataset is ever 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import Any, Final
 
 from encpipe.errors import PolicyError
@@ -39,6 +40,8 @@ class Policy:
     strict: bool = False
 
     def __post_init__(self) -> None:
+        for listed in (self.plaintext_partitions, *self.columns.values()):
+            _check_listed(listed)
         columns = {name: tuple(entries) for name, entries in self.columns.items()}
         object.__setattr__(self, "columns", columns)
         object.__setattr__(self, "plaintext_partitions", tuple(self.plaintext_partitions))
@@ -71,9 +74,10 @@ class Policy:
         _check_names(leaves)
         self._check_partitions(tuple(partitions))
         owners: dict[str, str] = {}
+        paths = _paths(leaves)
         for name, entries in self.columns.items():
             for entry in entries:
-                self._claim(name, entry, leaves, owners)
+                self._claim(name, entry, paths, owners)
         unnamed = [leaf for leaf in leaves if leaf not in owners]
         if self.strict and unnamed:
             raise PolicyError(
@@ -83,12 +87,12 @@ class Policy:
             )
         return {leaf: owners.get(leaf, self.footer_key) for leaf in leaves}
 
-    def _claim(self, name: str, entry: str, leaves: Sequence[str], owners: dict[str, str]) -> None:
-        matched = [leaf for leaf in leaves if _matches(entry, leaf)]
+    def _claim(self, name: str, entry: str, paths: _Paths, owners: dict[str, str]) -> None:
+        matched = _match(entry, paths)
         if not matched:
             raise PolicyError(
                 f"the policy lists {entry!r} under key name {name!r}, and no column matches",
-                hint=f"columns are: {_some(leaves)}",
+                hint=f"columns are: {_some(list(paths))}",
                 code="policy-no-match",
             )
         for leaf in matched:
@@ -107,11 +111,13 @@ class Policy:
                     hint=f"partition columns are: {_some(partitions) or 'none'}",
                     code="policy-partition",
                 )
+        paths = _paths(partitions)
         for name, entries in self.columns.items():
-            for column in partitions:
-                if name != self.footer_key and any(_matches(entry, column) for entry in entries):
+            for entry in entries:
+                matched = _match(entry, paths)
+                if name != self.footer_key and matched:
                     raise PolicyError(
-                        f"partition column {column!r} is listed under the column key {name!r}",
+                        f"partition column {matched[0]!r} is listed under the column key {name!r}",
                         hint="its values stand in the file list, under the footer key: "
                         "drop the entry, or keep the column inside the files",
                         code="policy-partition",
@@ -127,17 +133,40 @@ class Policy:
         }
 
 
+def _check_listed(listed: Iterable[Any]) -> None:
+    if isinstance(listed, str) or not all(isinstance(entry, str) for entry in listed):
+        raise PolicyError(
+            f"a policy takes lists of column names, not {str(listed)[:60]!r}", hint='write ["name"]'
+        )
+
+
 def _some(names: Sequence[str], limit: int = 12) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
-def _matches(entry: str, leaf: str) -> bool:
-    """Whether an entry names the leaf or one of its ancestors."""
-    if entry == leaf or leaf.startswith(entry + "."):
-        return True
-    parts = leaf.split(".")
-    return any(fnmatchcase(".".join(parts[:n]), entry) for n in range(1, len(parts) + 1))
+_Paths = Mapping[str, Sequence[str]]
+"""Each leaf path and each ancestor of one, with the leaves at or below it."""
+
+
+def _paths(leaves: Iterable[str]) -> _Paths:
+    paths: dict[str, list[str]] = {}
+    for leaf in leaves:
+        parts = leaf.split(".")
+        for n in range(1, len(parts) + 1):
+            paths.setdefault(".".join(parts[:n]), []).append(leaf)
+    return paths
+
+
+def _match(entry: str, paths: _Paths) -> list[str]:
+    """The leaves that an entry names, by itself or by an ancestor; a name counts before a glob does."""
+    found = dict.fromkeys(paths.get(entry, ()))
+    if any(c in entry for c in "*?["):
+        matches = re.compile(translate(entry)).match
+        for path, below in paths.items():
+            if matches(path):
+                found.update(dict.fromkeys(below))
+    return list(found)
 
 
 def _check_names(leaves: Sequence[str]) -> None:

@@ -1,8 +1,11 @@
 """JSON as the formats of encpipe use it: strict when read, one spelling when written.
 
 Reading refuses duplicate names, NaN and infinities, numbers that are not integers in 0 .. 2**53 - 1,
-nesting beyond `MAX_DEPTH`, bad UTF-8 and anything after the value. `Fields` reads one object and raises
-`ManifestError` with the object's name for a missing field or a wrong type.
+nesting beyond `MAX_DEPTH`, bad UTF-8, half surrogate pairs and anything after the value. `Fields` reads one
+object and raises `ManifestError` with the object's name for a missing field or a wrong type.
+
+Much of what is read here is not authenticated yet: no error repeats more than a few characters of it, and
+`text` refuses what could steer a terminal.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ MAX_DEPTH: Final = 64
 MAX_INT: Final = 2**53 - 1
 """Largest integer: what every JSON implementation reads exactly."""
 
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _HEX_ID: Final = re.compile(r"[0-9a-f]{32}")
 _HEX_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 MAX_TEXT: Final = 4096
@@ -47,6 +51,8 @@ def loads(data: bytes, *, what: str, code: str = "manifest") -> dict[str, Any]:
             parse_float=_refuse_number,
             parse_constant=_refuse_number,
         )
+        if _SURROGATE.search(data):  # half a pair is no text: it fails to encode, here or much later
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{what} is not well-formed JSON: {_reason(error)}", code=code) from None
     if not isinstance(value, dict):
@@ -60,7 +66,7 @@ def _reason(error: Exception) -> str:
         return f"{error.msg} at byte {error.pos}"
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    return "bad UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+    return "bad UTF-8" if isinstance(error, UnicodeError) else str(error)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -71,7 +77,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 16 or not 0 <= int(text) <= MAX_INT:
+    if len(text) > 16 or text.startswith("-") or int(text) > MAX_INT:
         raise ValueError("a number is out of range")
     return int(text)
 
@@ -112,22 +118,31 @@ class Fields:
 
     def _get(self, name: str, kind: type, noun: str) -> Any:
         if name not in self._value:
-            self.refuse(f"lacks the field {name!r}")
+            self.refuse(f"lacks the field {name[:64]!r}")
         value = self._value[name]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            self.refuse(f"has a field {name!r} that is not {noun}")
+            self.refuse(f"has a field {name[:64]!r} that is not {noun}")
         return value
 
+    def others(self, *known: str) -> dict[str, Any]:
+        """The fields beside the known ones, which must be there: they are kept when it is written again."""
+        if len(self._value) == len(known):
+            return {}
+        return {name: value for name, value in self._value.items() if name not in known}
+
     def text(self, name: str, *, limit: int = MAX_TEXT) -> str:
+        """Printable text."""
         value = self._get(name, str, "text")
         if len(value) > limit:
-            self.refuse(f"has a field {name!r} longer than {limit} characters")
+            self.refuse(f"has a field {name[:64]!r} longer than {limit} characters")
+        if not value.isprintable():
+            self.refuse(f"has a field {name[:64]!r} with control characters in it")
         return str(value)
 
     def match(self, name: str, pattern: re.Pattern[str]) -> str:
         value = self.text(name)
         if not pattern.fullmatch(value):
-            self.refuse(f"has a field {name!r} that is not of the form {pattern.pattern}")
+            self.refuse(f"has a field {name[:64]!r} that is not of the form {pattern.pattern}")
         return value
 
     def hex_id(self, name: str) -> str:
@@ -142,9 +157,9 @@ class Fields:
         try:
             value = aead.from_text(text)
         except ValueError as error:
-            self.refuse(f"has a field {name!r} that is {error}")
+            self.refuse(f"has a field {name[:64]!r} that is {error}")
         if len(value) > limit:
-            self.refuse(f"has a field {name!r} longer than {limit} bytes")
+            self.refuse(f"has a field {name[:64]!r} longer than {limit} bytes")
         return value
 
     def integer(self, name: str) -> int:
@@ -156,19 +171,19 @@ class Fields:
     def array(self, name: str, *, limit: int) -> list[Any]:
         value: list[Any] = self._get(name, list, "a list")
         if len(value) > limit:
-            self.refuse(f"has a list {name!r} of more than {limit} entries")
+            self.refuse(f"has a list {name[:64]!r} of more than {limit} entries")
         return value
 
     def texts(self, name: str, *, limit: int) -> tuple[str, ...]:
         value = self.array(name, limit=limit)
         if not all(isinstance(item, str) for item in value):
-            self.refuse(f"has a list {name!r} with something else than text in it")
+            self.refuse(f"has a list {name[:64]!r} with something else than text in it")
         return tuple(value)
 
     def object(self, name: str, *, limit: int) -> dict[str, Any]:
         value: dict[str, Any] = self._get(name, dict, "an object")
         if len(value) > limit:
-            self.refuse(f"has an object {name!r} of more than {limit} entries")
+            self.refuse(f"has an object {name[:64]!r} of more than {limit} entries")
         return value
 
     def fields(self, name: str) -> Fields:
