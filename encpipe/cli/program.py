@@ -6,6 +6,7 @@ Built on what typer exports, since newer versions of it no longer use the packag
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import traceback
@@ -99,6 +100,9 @@ class Program(TyperGroup):
 
 def run(app: typer.Typer) -> NoReturn:
     """Run the program with `sys.argv` and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason to fail
     typer.main.get_command(app).main(prog_name=PROGRAM)
     raise AssertionError("unreachable")
 

@@ -135,6 +135,13 @@ def test_help_is_quick_because_nothing_heavy_is_imported(home: Path) -> None:
     assert "typer" in imported
 
 
+def test_a_terminal_without_utf8_is_no_reason_to_fail(home: Path) -> None:
+    env = {**environment(), "PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run([*ENCPIPE, "head", "Zürich"], capture_output=True, env=env)
+    assert ran.returncode == 5
+    assert b"Z\\xfcrich" in ran.stderr
+
+
 TAKE_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
