@@ -166,6 +166,8 @@ def _local(path: str, root: str) -> Located:
     except OSError as error:
         raise unreadable(path, error.strerror) from None
     name = PurePosixPath(os.path.relpath(path, root or ".")).as_posix()
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in path):
+        raise unreadable(name, "its path is not UTF-8", hint="rename the file or folder")
     return Located(name, path, info.st_size, str(info.st_mtime_ns))
 
 

@@ -127,6 +127,13 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         assert caught.value.code == "source-empty"
 
 
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.parquet")).touch()
+    with pytest.raises(EncpipeError, match="not UTF-8") as caught:
+        open_source(tmp_path)
+    assert str(caught.value).isprintable()
+
+
 def test_formats_are_not_mixed_unless_one_is_picked(tmp_path: Path) -> None:
     put(tmp_path / "a.parquet")
     (tmp_path / "b.csv").write_text("x\n1\n")
