@@ -191,10 +191,13 @@ def _complete(table: pa.Table | None, rows: int, entry: FileEntry, schema: pa.Sc
     """The table in the order of `schema`, with partition values and null columns filled in."""
     if not schema.names:
         return pa.table({"": pa.nulls(rows)}).select([])
+    read = {} if table is None else dict(zip(table.column_names, table.columns, strict=True))
+    if list(read) == schema.names:
+        return pa.Table.from_arrays(list(read.values()), schema=schema)
     arrays = []
     for field in schema:
-        if table is not None and field.name in table.column_names:
-            arrays.append(table.column(field.name))
+        if field.name in read:
+            arrays.append(read[field.name])
         elif field.name in entry.partition:
             value = partition_value(entry.partition[field.name], field.type)
             arrays.append(pa.chunked_array([pa.repeat(value, rows).cast(field.type)]))

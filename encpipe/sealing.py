@@ -21,7 +21,6 @@ from encpipe.parquet import Layout, Sealed, SealedWriter
 from encpipe.sources import SourceFile
 from encpipe.storage import Storage
 
-SINK_BUFFER_BYTES = 1 << 20
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """How Hive spells a null partition value in a folder name."""
 
@@ -145,9 +144,8 @@ class SealJob:
     def _copy(
         self, source: SourceFile, sink: HashingSink, file_id: str, threads: bool, tally: Tally
     ) -> Sealed:
-        buffered = pa.BufferedOutputStream(pa.PythonFile(sink, mode="w"), SINK_BUFFER_BYTES)
         writer = SealedWriter(
-            buffered,
+            pa.PythonFile(sink, mode="w"),
             self.schema,
             file_id=file_id,
             layout=self.layout,
@@ -164,7 +162,6 @@ class SealJob:
                     tally.add(rows=len(table), size=step)
                     del table
             sealed = writer.close()
-            buffered.flush()
         except BaseException as error:
             writer.abandon()
             if sink.failure is not None and not isinstance(error, KeyboardInterrupt):

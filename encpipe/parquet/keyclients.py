@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
@@ -49,7 +48,11 @@ def encryption_properties(client: pe.KmsClient, footer_key: str, groups: Mapping
 
 class UnwrappingClient(pe.KmsClient):  # type: ignore[misc]  # PyArrow ships no types
     """Unwraps the DEKs of one file, refuses any that its entry does not commit to, and notes which leaves
-    were asked for. Arrow calls from several threads, about seven times for each column chunk."""
+    were asked for.
+
+    Arrow calls six times for each column chunk, from several threads, so the second call for a wrapped DEK
+    is one dict lookup. Dict and set operations are atomic in CPython; unwrapping twice does no harm.
+    """
 
     def __init__(
         self,
@@ -61,10 +64,11 @@ class UnwrappingClient(pe.KmsClient):  # type: ignore[misc]  # PyArrow ships no 
         super().__init__()
         self._entry, self._keys = entry, keys
         self._keks = {layout.key_id(name): kek_id for name, kek_id in layout.keks.items()}
-        self._lock = threading.Lock()
-        self._known: dict[tuple[str, str], tuple[bytes, bytes]] = {}
+        self._deks: dict[str, bytes] = {}
+        self._leaf_of: dict[str, str] = {}
+        self._asked: set[str] = set()
         self.leaves = leaves
-        self.asked: set[bytes] = set()
+        """DEK commitment -> leaf path; None until the footer was read."""
         self.footer_asked = False
         self.failure: EncpipeError | None = None
 
@@ -72,39 +76,51 @@ class UnwrappingClient(pe.KmsClient):  # type: ignore[misc]  # PyArrow ships no 
         raise NotImplementedError("a reader never wraps")
 
     def unwrap_key(self, wrapped: str, key_id: str) -> bytes:
+        self._asked.add(wrapped)
+        dek = self._deks.get(wrapped)
+        if dek is None:
+            dek = self._deks[wrapped] = self._unwrap(wrapped, key_id)
+        return dek
+
+    def start_read(self) -> None:
+        """Forget which leaves were asked for."""
+        self._asked.clear()
+
+    def asked_leaves(self) -> set[str]:
+        """The leaves whose committed DEK was asked for since `start_read`."""
+        return {self._leaf_of[wrapped] for wrapped in self._asked if wrapped in self._leaf_of}
+
+    def _unwrap(self, wrapped: str, key_id: str) -> bytes:
         try:
-            with self._lock:
-                found = self._known.get((wrapped, key_id))
-            if found is None:
-                found = self._unwrap(wrapped, key_id)
-                with self._lock:
-                    self._known[(wrapped, key_id)] = found
+            dek = self._open(wrapped, key_id)
+            self._check(wrapped, dek_commitment(self._entry.id, dek))
         except EncpipeError as error:
             self.failure = self.failure or error
             raise
-        dek, commitment = found
-        self.asked.add(commitment)
         return dek
 
-    def _unwrap(self, wrapped: str, key_id: str) -> tuple[bytes, bytes]:
+    def _open(self, wrapped: str, key_id: str) -> bytes:
         kek_id = self._keks.get(key_id)
         if kek_id is None:
             raise UnwrapError(
                 f"file {self._entry.path} names a key that its generation does not have",
                 hint="the file was swapped or edited: restore it from a copy you trust",
             )
-        dek = unwrap_dek(self._keys.kek(kek_id), wrapped, file_id=self._entry.id, key_id=key_id)
-        commitment = dek_commitment(self._entry.id, dek)
-        is_footer = commitment == self._entry.footer_commitment
-        if not is_footer and (self.leaves is None or commitment not in self.leaves):
+        return unwrap_dek(self._keys.kek(kek_id), wrapped, file_id=self._entry.id, key_id=key_id)
+
+    def _check(self, wrapped: str, commitment: bytes) -> None:
+        if commitment == self._entry.footer_commitment:
+            self.footer_asked = True
+        elif self.leaves is not None and commitment in self.leaves:
+            self._leaf_of[wrapped] = self.leaves[commitment]
+        else:
             raise UnwrapError(
                 f"file {self._entry.path} uses a data key that the file list does not commit to",
                 hint="the file was rewritten after it was committed: restore it from a copy you trust",
                 code="dek-commitment",
             )
-        self.footer_asked = self.footer_asked or is_footer
-        return dek, commitment
 
     def decryption_properties(self) -> Any:
+        """What PyArrow needs to read the file through this client."""
         factory = pe.CryptoFactory(lambda _: self)
         return factory.file_decryption_properties(pe.KmsConnectionConfig(), pe.DecryptionConfiguration())

@@ -138,7 +138,7 @@ class Handle:
         The KEKs of all leaves must have been unwrapped before. Raises `IntegrityError`, `StorageError`.
         """
         entry, client = self._file.entry, self.client
-        client.asked.clear()
+        client.start_read()
         with translated(entry, client):
             table = self._reader.read_row_group(row_group, columns=list(leaves), use_threads=use_threads)
         if entry.row_groups[row_group]:
@@ -159,15 +159,14 @@ class Handle:
             paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
             columns = [i for i, path in enumerate(paths) if path in wanted]
         for row_group in range(len(self._file.entry.row_groups)):
-            self.client.asked.clear()
+            self.client.start_read()
             with translated(self._file.entry, self.client):
                 for column in columns:
                     metadata.row_group(row_group).column(column)
             self._check_asked(leaves)
 
     def _check_asked(self, leaves: Sequence[str]) -> None:
-        known = self.client.leaves or {}
-        asked = {known[commitment] for commitment in self.client.asked if commitment in known}
+        asked = self.client.asked_leaves()
         unasked = [leaf for leaf in leaves if leaf not in asked]
         if unasked:
             raise IntegrityError(

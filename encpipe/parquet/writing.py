@@ -14,6 +14,7 @@ from encpipe.aead import Label, digest
 from encpipe.errors import EncpipeError
 from encpipe.filelist import MAX_ROW_GROUPS
 from encpipe.keyring import DatasetKeys
+from encpipe.parquet.encoding import dictionary_leaves
 from encpipe.parquet.keyclients import WrappingClient, encryption_properties
 from encpipe.parquet.schema import Layout
 
@@ -57,11 +58,17 @@ class SealedWriter:
         self._footer_commitment, *columns = client.commitments
         self._vector = strictjson.dumps({leaf: c.hex() for leaf, c in zip(leaves, columns, strict=True)})
         self._row_groups: list[int] = []
-        self._writer = pq.ParquetWriter(
-            sink,
-            schema,
-            compression=compression,
-            encryption_properties=properties,
+        self._sink, self._schema, self._properties = sink, schema, properties
+        self._compression, self._leaves = compression, tuple(layout.columns)
+        self._writer: pq.ParquetWriter | None = None
+
+    def _open(self, first: pa.Table) -> pq.ParquetWriter:
+        return pq.ParquetWriter(
+            self._sink,
+            self._schema,
+            compression=self._compression,
+            use_dictionary=dictionary_leaves(first, self._leaves),
+            encryption_properties=self._properties,
             data_page_version="1.0",
             version="2.6",
         )
@@ -76,11 +83,15 @@ class SealedWriter:
                 hint="write larger row groups, or split the source file",
                 code="unsupported",
             )
+        if self._writer is None:
+            self._writer = self._open(table)
         self._writer.write_table(table, row_group_size=len(table))
         self._row_groups.append(len(table))
 
     def close(self) -> Sealed:
         """Write the footer."""
+        if self._writer is None:
+            self._writer = self._open(self._schema.empty_table())
         self._writer.add_key_value_metadata({COMMITMENTS_FIELD.decode(): self._vector.decode()})
         self._writer.close()
         return Sealed(
@@ -92,8 +103,9 @@ class SealedWriter:
 
     def abandon(self) -> None:
         """Release PyArrow's writer after a failure; what the sink holds is of no use."""
-        with contextlib.suppress(pa.ArrowException, OSError, EncpipeError):
-            self._writer.close()
+        if self._writer is not None:
+            with contextlib.suppress(pa.ArrowException, OSError, EncpipeError):
+                self._writer.close()
 
 
 def _grouped(layout: Layout) -> dict[str, list[str]]:
