@@ -13,7 +13,6 @@ Names are loaded on first use: `import encpipe` costs a few milliseconds and imp
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -99,7 +98,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version("encpipe")
+        from importlib.metadata import version
+
+        return version("encpipe")
     if name not in __all__:
         raise AttributeError(f"module 'encpipe' has no attribute {name!r}")
     return getattr(import_module(f"encpipe.{_HOME.get(name, 'errors')}"), name)

@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from encpipe.access import AnyPath, open_access
 from encpipe.config import Config
@@ -31,9 +29,13 @@ from encpipe.parquet import Layout, SealedFile
 from encpipe.pins import Pins, PinStore
 from encpipe.policy import Policy
 from encpipe.projection import Columns, OnMissingKey, Projection, filter_columns
-from encpipe.scan import Plan, Scan, partition_expression, prune_by_partition
+from encpipe.scan import Plan, Scan
 from encpipe.state import MANIFEST_PATH, State, load_state
 from encpipe.storage import Storage
+
+if TYPE_CHECKING:
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
 
 Filter: TypeAlias = "pc.Expression | Sequence[Any]"
 """A PyArrow expression, or the (nested) list of tuples that `pyarrow.parquet.read_table` takes."""
@@ -191,7 +193,9 @@ class Dataset:
         self._unwrap(read.leaves)
         files = self.files if files is None else tuple(files)
         if expression is not None and set(needed) & set(self._columns.partitions):
-            files = prune_by_partition(files, self._schema, expression)
+            from encpipe import fragments
+
+            files = fragments.prune_by_partition(files, self._schema, expression)
         return Scan(
             Plan(
                 files=files,
@@ -278,16 +282,19 @@ class Dataset:
         self._unwrap(projection.leaves)
         names = [name for name in projection.schema.names if self._is_whole(name, projection)]
         schema = pa.schema([projection.schema.field(name) for name in names], projection.schema.metadata)
-        fragments = [
-            self._open_file(entry).fragment(
+        from encpipe import fragments
+
+        made = [
+            fragments.checked_fragment(
+                self._open_file(entry),
                 *self._storage.arrow_path(entry.path),
                 leaves=projection.leaves,
-                known=partition_expression(entry, self._schema),
+                schema=self._schema,
             )
             for entry in self.files
         ]
         system = self._storage.arrow_path(MANIFEST_PATH)[0]
-        return ds.FileSystemDataset(fragments, schema, ds.ParquetFileFormat(), system)
+        return fragments.pyarrow_dataset(made, schema, system)
 
     def _is_whole(self, name: str, projection: Projection) -> bool:
         return set(self._columns.leaves(name)) <= set(projection.leaves)
@@ -312,10 +319,11 @@ class Dataset:
 
 
 def _expression(given: Filter | None) -> pc.Expression | None:
-    if given is None or isinstance(given, pc.Expression):
-        return given
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    if given is None or isinstance(given, pc.Expression):
+        return given
     try:
         return pq.filters_to_expression(given)
     except (ValueError, TypeError, pa.ArrowException) as error:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from encpipe.errors import ConfigError
 from encpipe.parquet import SchemaOnDisk
+
+if TYPE_CHECKING:
+    import pyarrow.compute as pc
 
 OnMissingKey = Literal["error", "skip", "null"]
 MISSING_KEY_MARK: Final = b"encpipe.missing_key"

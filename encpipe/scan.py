@@ -11,16 +11,16 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
-from pyarrow import fs
 
 from encpipe.filelist import FileEntry
 from encpipe.parquet import Handle, SealedFile
 from encpipe.projection import Projection
+
+if TYPE_CHECKING:
+    import pyarrow.compute as pc
 
 Opener = Callable[[FileEntry], SealedFile]
 
@@ -43,34 +43,10 @@ class Plan:
     threads: int
 
 
-def partition_expression(entry: FileEntry, schema: pa.Schema) -> pc.Expression:
-    """What is true of every row of a file."""
-    expression = pc.scalar(True)
-    for name, text in entry.partition.items():
-        value = partition_value(text, schema.field(name).type)
-        condition = pc.field(name).is_null() if text is None else pc.field(name) == value
-        expression = expression & condition
-    return expression
-
-
 def partition_value(text: str | None, kind: pa.DataType) -> pa.Scalar:
     """A partition value from its text in the file list."""
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.scalar(text, pa.string()).cast(plain)
-
-
-def prune_by_partition(
-    files: Sequence[FileEntry], schema: pa.Schema, expression: pc.Expression
-) -> tuple[FileEntry, ...]:
-    """The files whose partition values do not rule the filter out. No file is opened."""
-    form = ds.ParquetFileFormat()
-    nowhere = fs.LocalFileSystem()
-    fragments = [
-        form.make_fragment(str(n), nowhere, partition_expression=partition_expression(entry, schema))
-        for n, entry in enumerate(files)
-    ]
-    dataset = ds.FileSystemDataset(fragments, schema, form, nowhere)
-    return tuple(files[int(fragment.path)] for fragment in dataset.get_fragments(filter=expression))
 
 
 class Scan:
@@ -150,8 +126,9 @@ class _Run:
             yield from _planned(*ahead.popleft())
 
     def _surviving(self, file: SealedFile) -> Sequence[int]:
-        known = partition_expression(file.entry, self._plan.full_schema)
-        return file.surviving(self._plan.filter, self._plan.full_schema, known)
+        from encpipe import fragments
+
+        return fragments.surviving(file, self._plan.filter, self._plan.full_schema)
 
     def _read(self, file: SealedFile, row_group: int) -> pa.Table:
         plan = self._plan

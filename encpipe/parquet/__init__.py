@@ -15,8 +15,18 @@ unwrapped the KEK of every column concerned before (`DatasetKeys.kek`).
 
 from __future__ import annotations
 
-from encpipe.parquet.reading import Handle, SealedFile
+from encpipe.parquet.keyclients import UnwrappingClient
+from encpipe.parquet.reading import Handle, SealedFile, translated
 from encpipe.parquet.schema import Layout, SchemaOnDisk
 from encpipe.parquet.writing import Sealed, SealedWriter
 
-__all__ = ["Handle", "Layout", "SchemaOnDisk", "Sealed", "SealedFile", "SealedWriter"]
+__all__ = [
+    "Handle",
+    "Layout",
+    "SchemaOnDisk",
+    "Sealed",
+    "SealedFile",
+    "SealedWriter",
+    "UnwrappingClient",
+    "translated",
+]

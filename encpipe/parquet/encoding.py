@@ -10,7 +10,6 @@ import math
 from typing import Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 SAMPLE_VALUES: Final = 16_384
 DICTIONARY_LIMIT_BYTES: Final = 1 << 20
@@ -40,6 +39,8 @@ def dictionary_leaves(table: pa.Table, leaves: tuple[str, ...]) -> list[str]:
 
 def _worth_a_dictionary(column: pa.ChunkedArray, rows: int) -> bool:
     sample = column.chunk(0).slice(0, SAMPLE_VALUES)
+    import pyarrow.compute as pc  # 50 ms, and only writers need it
+
     values = _leaf_values(sample)
     if values is None or not len(values):
         return True

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from encpipe import strictjson
@@ -71,36 +70,6 @@ class SealedFile:
             source.close()
             raise
         return Handle(self, client, reader, source)
-
-    def surviving(self, expression: Any, schema: pa.Schema, known: Any) -> Sequence[int]:
-        """The row groups whose statistics do not rule the filter out; `known` holds for every row.
-
-        The KEKs of all columns in the filter must have been unwrapped before.
-        """
-        handle = self.open()
-        try:
-            with translated(self.entry, handle.client):
-                form = _fragment_format(handle.client)
-                fragment = form.make_fragment(handle.source, partition_expression=known)
-                subset = fragment.subset(expression, schema=schema)
-                return [info.id for info in subset.row_groups]
-        finally:
-            handle.close()
-
-    def fragment(self, system: Any, path: str, *, leaves: Sequence[str], known: Any) -> Any:
-        """A fragment for a PyArrow dataset, after every column chunk's key was checked.
-
-        The KEKs of all leaves must have been unwrapped before.
-        """
-        handle = self.open()
-        try:
-            handle.check_chunks(leaves)
-            form = _fragment_format(
-                UnwrappingClient(self.entry, self.layout, self.keys, handle.client.leaves)
-            )
-        finally:
-            handle.close()
-        return form.make_fragment(path, system, partition_expression=known)
 
     def _check(self, client: UnwrappingClient, reader: pq.ParquetFile) -> None:
         with translated(self.entry, client):
@@ -180,11 +149,6 @@ class Handle:
         """Release the file. PyArrow's reader is dropped here, before the interpreter ends."""
         self._reader.close(force=True)
         self.source.close()
-
-
-def _fragment_format(client: UnwrappingClient) -> ds.ParquetFileFormat:
-    options = ds.ParquetFragmentScanOptions(decryption_properties=client.decryption_properties())
-    return ds.ParquetFileFormat(default_fragment_scan_options=options)
 
 
 def _open(entry: FileEntry, open_input: Callable[[], pa.NativeFile]) -> pa.NativeFile:
