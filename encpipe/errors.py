@@ -59,6 +59,7 @@ CODES: Final[dict[str, str]] = {
     # KmsError
     "kms": "the key service answered with an error",
     "kms-unavailable": "the key service did not answer, or is overloaded",
+    "credentials": "the key service does not know who is asking: credentials are wrong or expired",
     "key-denied": "the key service refuses this key to this identity",
     "key-not-found": "the key service does not have this key",
     "key-disabled": "the key exists and is disabled or pending deletion",

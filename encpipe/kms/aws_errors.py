@@ -125,11 +125,12 @@ def _from_answer(error: sdk.ClientError, request: Request) -> EncpipeError:
             hint="check account and region, and that the key was not deleted: aws kms describe-key",
         )
     if code in BAD_TOKEN:
-        return KeyAccessDeniedError(f"{request.action} on {uri}: {code}", hint=SIGN_IN_AGAIN)
+        return KmsError(f"{request.action} on {uri}: {code}", hint=SIGN_IN_AGAIN, code="credentials")
     if code in BAD_CREDENTIALS:
-        return KeyAccessDeniedError(
+        return KmsError(
             f"AWS does not accept the credentials: {what}",
             hint="check profile, AWS_* variables and this machine's clock: aws sts get-caller-identity",
+            code="credentials",
         )
     if code in THROTTLED or status == 429:
         return KmsUnavailableError(f"AWS KMS is throttling: {what}", hint=UNTIL_LATER)
@@ -179,7 +180,7 @@ def _from_client(error: BaseException, request: Request) -> EncpipeError:
     if isinstance(error, (sdk.InvalidRegionError, sdk.ConfigParseError, sdk.ConfigNotFound)):
         return ConfigError(f"the AWS configuration cannot be used: {error}")
     if isinstance(error, (sdk.SSOError, sdk.TokenRetrievalError, sdk.NoAuthTokenError)):
-        return KeyAccessDeniedError(f"AWS credentials for {request.uri}: {name}", hint=SIGN_IN_AGAIN)
+        return KmsError(f"AWS credentials for {request.uri}: {name}", hint=SIGN_IN_AGAIN, code="credentials")
     if isinstance(error, sdk.CredentialRetrievalError):
         return ConfigError(
             f"AWS credentials cannot be fetched: {name}", hint="try: aws sts get-caller-identity"

@@ -26,6 +26,13 @@ def open_storage(url: str, *, config: Config, options: Mapping[str, Any] | None 
     `options` are fsspec's `storage_options`; they win over the configuration's `storage.<scheme>` table.
     Raises `ConfigError` for an unknown scheme or option. Does no I/O.
     """
+    unknown = set(config.storage) - set(SCHEMES)
+    if unknown:
+        raise ConfigError(
+            f'the configuration has a table "storage.{min(unknown)}", and there is no such storage',
+            hint=f"known: {', '.join(SCHEMES)}",
+            code="config-unknown-key",
+        )
     scheme = url.partition("://")[0] if "://" in url else "file"
     target = SCHEMES.get(scheme)
     if target is None:

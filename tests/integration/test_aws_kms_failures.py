@@ -111,9 +111,9 @@ def failed(key: MasterKey, wrapped: WrappedKey, error: type[EncpipeError]) -> En
     [
         (says("AccessDeniedException", "User: u is not"), KeyAccessDeniedError, "key-denied", "kms:Decrypt"),
         (says("AnythingElse", code=403), KeyAccessDeniedError, "key-denied", "kms:Decrypt"),
-        (says("ExpiredTokenException"), KeyAccessDeniedError, "key-denied", "expired"),
-        (says("UnrecognizedClientException"), KeyAccessDeniedError, "key-denied", "credentials"),
-        (says("InvalidSignatureException"), KeyAccessDeniedError, "key-denied", "clock"),
+        (says("ExpiredTokenException"), KmsError, "credentials", "expired"),
+        (says("UnrecognizedClientException"), KmsError, "credentials", "credentials"),
+        (says("InvalidSignatureException"), KmsError, "credentials", "clock"),
         (says("NotFoundException"), KeyNotFoundError, "key-not-found", "region"),
         (says("DisabledException"), KeyAccessDeniedError, "key-disabled", "enable-key"),
         (
