@@ -1,8 +1,8 @@
 """The data that is measured: one generator, seed 0, snappy, made once and kept under `build/bench/data`.
 
-Values are drawn from distributions that tables of these shapes have (identifiers that climb, categories with few
-values, prices with two decimals, free floats, nulls, token ids by Zipf's law, incompressible images), because
-a column of zeros would be all encoding and no bytes, and a column of noise would be all bytes and no encoding.
+Values are drawn from distributions that tables of these shapes have (identifiers that climb, categories with
+few values, prices with two decimals, free floats, nulls, token ids by Zipf's law, incompressible images): a
+column of zeros would be all encoding and no bytes, a column of noise all bytes and no encoding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-DATA: Final = Path("build/bench/data")
+DATA: Final = Path(__file__).resolve().parents[1] / "build" / "bench" / "data"
 SEED: Final = 0
 RECIPE: Final = 1
 """Counts up when the values change: an older cached copy is then made anew."""
@@ -112,7 +112,18 @@ def _text(rng: Rng, start: int, rows: int) -> pa.Array:
     return pa.array([f"{a} {b} {c} {start + n}" for n, (a, b, c) in enumerate(picks.T.tolist())])
 
 
-NUMBERS: Final = (_identifier, _timestamp, _category, _count, _price, _real, _hashed, _real, _category, _price)
+NUMBERS: Final = (
+    _identifier,
+    _timestamp,
+    _category,
+    _count,
+    _price,
+    _real,
+    _hashed,
+    _real,
+    _category,
+    _price,
+)
 
 
 def _columns(makers: Iterator[tuple[str, Any]], rng: Rng, start: int, rows: int) -> pa.RecordBatch:
@@ -140,7 +151,9 @@ def binaries_batch(rng: Rng, start: int, rows: int) -> pa.RecordBatch:
     """100,000 bytes a row that do not compress, as images do, and a label."""
     image = rng.bytes(100_000 * rows)
     offsets = np.arange(rows + 1, dtype=np.int32) * 100_000
-    binary = pa.BinaryArray.from_buffers(pa.binary(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(image)])
+    binary = pa.BinaryArray.from_buffers(
+        pa.binary(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(image)]
+    )
     return pa.RecordBatch.from_pydict({"image": binary, "label": _category(rng, start, rows)})
 
 
@@ -155,3 +168,19 @@ TOKENS: Final = Workload("tokens", 2, 20_000, 2_048, tokens_batch)
 BINARIES: Final = Workload("binaries", 2, 2_000, 256, binaries_batch)
 MIXED: Final = Workload("mixed", 2, 120_000, 30_000, mixed_batch)
 JUDGED: Final = (NARROW, TOKENS, BINARIES, MIXED)
+FINE: Final = (
+    Workload("narrow", 2, 500_000, 4_096, narrow_batch),
+    Workload("mixed", 2, 120_000, 4_096, mixed_batch),
+)
+"""Small row groups: printed, not judged."""
+
+
+def large_batch(rng: Rng, start: int, rows: int) -> pa.RecordBatch:
+    """33 columns of 8 bytes that hardly compress, so that the file is as large as its values."""
+    return _columns(((f"c{n:02d}", _real if n % 2 else _hashed) for n in range(33)), rng, start, rows)
+
+
+_LARGE_ROWS: Final = 2_000_000_000 // (33 * 8)
+LARGE: Final = Workload("large", 1, _LARGE_ROWS, 1_048_576, large_batch)
+LARGE_ONE_GROUP: Final = Workload("large", 1, _LARGE_ROWS, _LARGE_ROWS, large_batch)
+"""A 2 GB file of 33 x 8 bytes, in row groups of 1,048,576 and as a single one."""
