@@ -28,7 +28,7 @@ from encpipe.kms.registry import MasterKeys
 from encpipe.parquet import Layout, SealedFile
 from encpipe.pins import Pins, PinStore
 from encpipe.policy import Policy
-from encpipe.projection import Columns, OnMissingKey, Projection, filter_columns
+from encpipe.projection import OnMissingKey, Projection, columns_of, filter_columns
 from encpipe.scan import Plan, Scan
 from encpipe.state import MANIFEST_PATH, State, load_state
 from encpipe.storage import Storage
@@ -96,8 +96,8 @@ class Dataset:
             raise ConfigError(f"on_missing_key is {on_missing_key!r}: it is error, skip or null")
         self._storage = storage
         self._state = state
-        self._schema: pa.Schema = pa.ipc.read_schema(pa.py_buffer(state.files.schema))
-        self._columns = Columns(self._schema, state.files.partitions, state.files.columns)
+        self._columns = columns_of(state.files, state.view.core.key_names)
+        self._schema = self._columns.schema
         self._missing = self._decide(on_missing_key)
 
     def _decide(self, outcome: OnMissingKey) -> dict[str, OnMissingKey]:

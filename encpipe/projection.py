@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 import pyarrow as pa
 
-from encpipe.errors import ConfigError
+from encpipe.errors import ConfigError, EncpipeError, ManifestError
+from encpipe.filelist import FileList
 from encpipe.parquet import SchemaOnDisk
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ class Columns:
         for field in self._in_files.schema:
             count = count_leaves(field.type)
             self._leaves_of[field.name], rest = tuple(rest[:count]), rest[count:]
+
+    @property
+    def all_leaves(self) -> tuple[str, ...]:
+        """The leaf paths that Parquet makes of the schema, in file order."""
+        return self._in_files.leaves
 
     def leaves(self, name: str) -> tuple[str, ...]:
         """The leaves that a column name or a dotted path covers; none for a partition column.
@@ -128,6 +134,28 @@ class Columns:
         field = self.schema.field(top)
         mark = {**(field.metadata or {}), MISSING_KEY_MARK: key_name.encode()}
         return field.with_nullable(True).with_metadata(mark)
+
+
+def columns_of(files: FileList, key_names: Collection[str]) -> Columns:
+    """The columns of a generation.
+
+    Raises `ManifestError` `file-list` for a list whose schema, columns and key names do not fit together:
+    only a holder of the footer KEK can have sealed it.
+    """
+    columns = None
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(files.schema))
+        if set(files.partitions) <= set(schema.names) and set(files.columns.values()) <= set(key_names):
+            columns = Columns(schema, files.partitions, files.columns)
+    except (pa.ArrowException, OSError, EncpipeError):
+        columns = None
+    if columns is None or columns.all_leaves != tuple(files.columns):
+        raise ManifestError(
+            "the file list contradicts itself: its schema, columns and key names do not fit together",
+            hint="it was sealed by another program: write the dataset anew",
+            code="file-list",
+        )
+    return columns
 
 
 def filter_columns(expression: pc.Expression, schema: pa.Schema) -> tuple[str, ...]:
