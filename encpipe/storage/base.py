@@ -1,8 +1,8 @@
 """The contract of a storage back end. Paths are relative to the dataset's URL, "/" between parts.
 
 Every method raises `StorageError` (codes `not-found`, `exists`, `storage-denied`, `storage-full`,
-`storage-unavailable`, `storage`), never an error of the operating system or of an SDK. All are safe to call
-from several threads.
+`storage-unavailable`, `storage`), never an error of the operating system or of an SDK; an S3 back end also
+`ConfigError` (untrusted certificate, wrong region). All are safe to call from several threads.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Storage(ABC):
     def create_file(self, path: str) -> AbstractContextManager[BinaryIO]:
         """A writable stream that becomes the object when the block ends without an error.
 
-        On an error nothing is left behind. A path is random and never used twice, so nothing is overwritten.
+        On an error nothing is left behind; what exists is never overwritten (`exists`). A killed process leaves
+        at most a temp file, which `list` reports, or parts of an upload. Closing the stream early is no harm.
         """
 
     @abstractmethod
@@ -92,7 +93,8 @@ class Storage(ABC):
 
         Atomic against every other commit: when the object changes between check and write, raises
         `ConflictError` and leaves it as it is. An answer lost on the way is settled by `is_ours(current
-        bytes)`: True means our write did happen. What `check` raises passes through.
+        bytes)`: True means our write did happen. What `check` raises passes through; it must not commit, as a
+        lock may be held meanwhile. After `storage-unavailable` the write may still have happened.
         """
 
     @abstractmethod
@@ -100,7 +102,8 @@ class Storage(ABC):
         """Be the one live owner of `path` for the length of the block.
 
         Raises `ConflictError` `locked` when another live process (or thread) is. Ends with the process, also
-        on kill -9: at once on a local disk, after the lease time elsewhere.
+        on kill -9: at once on a local disk, after the lease time elsewhere. `path` is an object of its own,
+        gone afterwards. A lease may be lost in an outage; the block goes on, and the commit decides.
         """
 
     def close(self) -> None:  # noqa: B027 - most back ends have nothing to release

@@ -1,6 +1,6 @@
 """What tests of code that uses encpipe need: fakes, faults, and contract suites for back ends.
 
-`KmsContract` needs pytest and is imported when it is asked for.
+`KmsContract` and `StorageContract` need pytest and are imported when they are asked for.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from encpipe.testing.memory import FaultyKms, InMemoryKms
 
 if TYPE_CHECKING:
     from encpipe.testing.kmscontract import KmsContract
+    from encpipe.testing.storage_contract import StorageContract
 
-__all__ = ["Fault", "FaultProxy", "FaultyKms", "InMemoryKms", "KmsContract"]
+__all__ = ["Fault", "FaultProxy", "FaultyKms", "InMemoryKms", "KmsContract", "StorageContract"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from encpipe.testing.kmscontract import KmsContract
 
         return KmsContract
+    if name == "StorageContract":
+        from encpipe.testing.storage_contract import StorageContract
+
+        return StorageContract
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import signal
@@ -135,25 +136,57 @@ def test_ownership_ends_with_a_killed_process(storage: Storage) -> None:
         pass
 
 
-def test_another_process_is_no_owner_and_a_forked_child_keeps_nothing_alive(storage: Storage) -> None:
+def test_another_process_is_no_owner(storage: Storage) -> None:
     def take() -> None:
         with storage.hold(OWNER):
             pass
 
-    read, write = os.pipe()
     with storage.hold(OWNER):
         assert in_child(take) == 1
+    take()
+
+
+def test_a_child_forked_amid_a_commit_keeps_no_lock(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(posix, "LOCK_WAIT_SECONDS", 2.0)
+    read, write = os.pipe()
+    children = []
+
+    def check(_: bytes | None) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
-        if pid == 0:
+            children.append(os.fork())
+        if children == [0]:
             os.close(write)
             os.read(read, 1)  # lives on, until the parent has seen that the lock is free
             os._exit(0)
-    take()
-    os.close(write)
-    assert os.waitpid(pid, 0)[1] == 0
-    os.close(read)
+
+    storage.commit(MANIFEST, OLD, check=check, is_ours=lambda _: False)
+    try:
+        commit(storage, NEW)
+    finally:
+        os.close(write)
+        os.waitpid(children[0], 0)
+        os.close(read)
+    assert objects(storage) == {MANIFEST: NEW}
+
+
+def test_a_lock_on_a_file_that_is_gone_does_not_count(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, lock = tmp_path / "dataset" / OWNER, fcntl.flock
+
+    def late(fd: int, how: int) -> None:
+        monkeypatch.undo()
+        place.unlink()  # the last owner lets go between our open and our lock
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with storage.hold(OWNER):
+        assert place.exists()
+        with expect("locked"), storage.hold(OWNER):
+            pytest.fail("two owners")
 
 
 def full_disk_cases(storage: Storage) -> None:
