@@ -72,8 +72,8 @@ class Storage(ABC):
     def create_file(self, path: str) -> AbstractContextManager[BinaryIO]:
         """A writable stream that becomes the object when the block ends without an error.
 
-        On an error nothing is left behind; what exists is never overwritten (`exists`). A killed process leaves
-        at most a temp file, which `list` reports, or parts of an upload. Closing the stream early is no harm.
+        On an error nothing is left behind; what exists is never overwritten (`exists`). A killed process
+        leaves at most a temp file, which `list` reports, or parts of an upload. Closing early does no harm.
         """
 
     @abstractmethod
