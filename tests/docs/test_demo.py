@@ -35,4 +35,4 @@ def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:
     assert float(loss[2]) < float(loss[1]) / 2
     assert "losses are identical, bit by bit" in output
     assert "file-hash" in output
-    assert "training stops, too: file data/" in output
+    assert "reading it for training stops: file data/" in output
