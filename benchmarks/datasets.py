@@ -1,8 +1,8 @@
 """Encrypted copies of the workloads, and who may open them.
 
-A local keyring under a key file protects them, so that other processes open them too; a wrapper counts what it
-is asked, so that no figure rests on what encpipe says about itself. Copies are kept until the library's source
-changes.
+A local keyring under a key file protects them, so that other processes open them too; a wrapper counts what
+it is asked, so that no figure rests on what encpipe says about itself. Copies are kept until the library's
+source changes.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Two functions are timed in pairs within one process, with warm caches and the garbage collector held back. The
 order alternates (AB BA AB ...), so that a drift of the machine hits both alike, and so that where two pairs
 meet the same function is called twice in a row: those are the A/A control, whose ratios would all be 1 on an
-ideal machine. A run's ratio is the median of its pairs; a bar is met when the median of three runs reaches it.
+ideal machine. A run's ratio is the median of its pairs; a bar is met when the median of 3 runs reaches it.
 """
 
 from __future__ import annotations

@@ -23,6 +23,12 @@ from benchmarks.method import (
 )
 
 
+@pytest.fixture(autouse=True)
+def cheap_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test run's heap takes long to walk, and fake time has no garbage."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+
+
 class FakeTime:
     """A clock; `costs(s)` is work that takes s seconds, times a drift of the machine for each call."""
 
