@@ -196,9 +196,12 @@ def test_an_upload_that_fails_leaves_nothing(
 
 
 def test_an_upload_damaged_on_its_way_is_refused(storage: S3Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("encpipe.storage.s3_objects.md5", lambda _: "AAAAAAAAAAAAAAAAAAAAAA==")
-    with expect("storage"):
-        storage.create("a/x", b"x")
+    for module in ("s3_objects", "s3_upload"):
+        monkeypatch.setattr(f"encpipe.storage.{module}.md5", lambda _: "AAAAAAAAAAAAAAAAAAAAAA==")
+    for data in (b"x", BIG):
+        with expect("storage"), storage.create_file("a/x") as stream:
+            stream.write(data)
+    assert list(storage.list()) == []
 
 
 # reads
