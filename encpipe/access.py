@@ -49,3 +49,18 @@ def resolve_config(config: Config | AnyPath | None, *, keyring: AnyPath | None =
     if keyring is None:
         return settings
     return replace(settings, keyring=replace(settings.keyring, path=Path(keyring)))
+
+
+def overlap(one: AnyPath, other: AnyPath) -> bool:
+    """Whether two paths or URLs are the same place, or one lies in the other; symbolic links are followed."""
+    first, second = _parts(os.fspath(one)), _parts(os.fspath(other))
+    shorter = min(len(first), len(second))
+    return first[:shorter] == second[:shorter]
+
+
+def _parts(url: str) -> list[str]:
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme != "file":
+        return [scheme, *filter(None, rest.split("/"))]
+    path = rest if separator else url
+    return ["file", *filter(None, os.path.realpath(Path(path).expanduser()).split("/"))]

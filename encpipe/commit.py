@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from encpipe import filelist, journal, manifest
-from encpipe.errors import ConflictError
+from encpipe.errors import ConflictError, EncpipeError
 from encpipe.filelist import FileEntry, FileList
 from encpipe.keys import Secret, WrappedKey, new_id
 from encpipe.manifest import Core, KekRecord
@@ -98,8 +99,10 @@ def commit(
     storage.create(core.list_name, sealed)
     try:
         _replace_manifest(storage, target, core, writer_id)
-    except ConflictError:
-        storage.delete(core.list_name)
+    except EncpipeError as error:
+        if error.code != "storage-unavailable":  # then the commit may have happened
+            with contextlib.suppress(EncpipeError):
+                storage.delete(core.list_name)
         raise
     return generation
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from encpipe.access import AnyPath, resolve_config
+from encpipe.access import AnyPath, overlap, resolve_config
 from encpipe.config import Config
 from encpipe.dataset import Dataset, Filter, open_dataset
 from encpipe.errors import ConfigError
@@ -65,6 +65,11 @@ def decrypt_dataset(
     """
     settings = resolve_config(config, keyring=keyring)
     place = open_storage(os.fspath(target), config=settings, options=target_options)
+    if overlap(os.fspath(target), os.fspath(url)):
+        raise ConfigError(
+            f"{place.url} is the dataset itself, lies in it, or holds it",
+            hint="plaintext belongs into a folder of its own",
+        )
     if next(iter(place.list()), None) is not None:
         raise ConfigError(f"{place.url} is not empty", hint="name an empty or a new folder", code="exists")
     with open_dataset(

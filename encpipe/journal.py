@@ -222,6 +222,12 @@ def writers(storage: Storage) -> list[str]:
     return [writer for writer, _, name in found if name == "journal.json" and _WRITER_ID.fullmatch(writer)]
 
 
+def folders(storage: Storage) -> list[str]:
+    """The writer ids that have anything left here, with a journal or without one."""
+    found = {info.path.removeprefix(FOLDER).partition("/")[0]: None for info in storage.list(FOLDER)}
+    return [writer for writer in found if _WRITER_ID.fullmatch(writer)]
+
+
 def load(storage: Storage, writer_id: str) -> SealedJournal:
     """A writer's journal. Raises `ManifestError` `journal`, or `StorageError` when it is gone."""
     found = parse(storage.read(journal_path(writer_id), limit=MAX_JOURNAL_BYTES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -193,7 +194,7 @@ def seal_all(
             return None
         try:
             entry = job.seal(sources[n], threads=workers == 1 or len(todo) == 1, tally=tally)
-            records.add(n, entry)
+            _record(job.storage, records, n, entry)
         except BaseException:
             stop.set()
             raise
@@ -210,3 +211,14 @@ def seal_all(
     made = {n: future.result() for n, future in futures.items()}
     entries = {**done, **{n: entry for n, entry in made.items() if entry is not None}}
     return [entries[n] for n in range(len(sources))]
+
+
+def _record(storage: Storage, records: Records, n: int, entry: FileEntry) -> None:
+    """Record a finished file, or remove it: nothing else would name it."""
+    try:
+        records.add(n, entry)
+    except EncpipeError as error:
+        if error.code != "storage-unavailable":  # then the record may be there
+            with contextlib.suppress(EncpipeError):
+                storage.delete(entry.path)
+        raise

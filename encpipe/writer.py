@@ -14,7 +14,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from encpipe import strictjson
-from encpipe.access import AnyPath, open_access
+from encpipe.access import AnyPath, open_access, overlap
 from encpipe.commit import Contents
 from encpipe.config import Config
 from encpipe.errors import ConfigError, EncpipeError
@@ -23,8 +23,10 @@ from encpipe.parquet import SchemaOnDisk
 from encpipe.policy import Policy
 from encpipe.sealing import ProgressCallback
 from encpipe.sources import Source, open_source
+from encpipe.sources.locate import WILD, base_of
 from encpipe.state import State, load_state
-from encpipe.writesession import WriteReport, WriteSession
+from encpipe.writereport import WriteReport
+from encpipe.writesession import WriteSession
 
 __all__ = ["WriteReport", "append_dataset", "write_dataset"]
 
@@ -66,6 +68,7 @@ def write_dataset(
     access = open_access(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
     )
+    _check_apart(source, access.storage.url)
     found = open_source(
         source,
         format=source_format,
@@ -112,6 +115,7 @@ def append_dataset(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
     )
     base = load_state(access.storage, access.master_keys)
+    _check_apart(source, access.storage.url)
     found = open_source(
         source,
         format=source_format,
@@ -131,6 +135,18 @@ def append_dataset(
         progress=progress,
     )
     return session.run()
+
+
+def _check_apart(source: object, url: str) -> None:
+    """Refuse a source within the dataset, and a dataset within the source: a resumed write would read it."""
+    if not isinstance(source, str | os.PathLike):
+        return
+    folder = os.fspath(source).rpartition("/")[0]
+    if overlap(base_of(folder + "/") if WILD.search(folder) else source, url):
+        raise ConfigError(
+            f"the source {os.fspath(source)!r} and the dataset {url!r} are one place, or one holds the other",
+            hint="give the dataset a folder of its own",
+        )
 
 
 def _new_contents(source: Source, policy: Policy) -> Contents:

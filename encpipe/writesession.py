@@ -8,49 +8,28 @@ import re
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from contextlib import ExitStack, suppress
+from typing import Final, Literal
 
 from encpipe import journal as journals
 from encpipe import strictjson
 from encpipe.access import Access
-from encpipe.commit import MAX_REBASES, Contents, Target, commit, holds_commit, now, rebased
-from encpipe.errors import ConfigError, ConflictError, EncpipeError, ManifestError, StorageError
+from encpipe.commit import MAX_REBASES, Contents, Target, commit, now, rebased
+from encpipe.errors import ConfigError, ConflictError, EncpipeError, StorageError
 from encpipe.filelist import FileEntry
 from encpipe.journal import Journal, Records
 from encpipe.keyring import DatasetKeys, make_kek
 from encpipe.keys import KeyContext, Secret, new_id
-from encpipe.manifest import KekRecord, check_commitment, kek_commitment
+from encpipe.manifest import KekRecord, kek_commitment
 from encpipe.parquet import Layout
 from encpipe.sealing import ProgressCallback, SealJob, Tally, seal_all
 from encpipe.sources import Source
 from encpipe.state import State, load_state, read_manifest
+from encpipe.stopped import Stopped, StoppedWrites, finished, recorded_paths
+from encpipe.writereport import WriteReport
 
 Purpose = Literal["write", "overwrite", "append"]
-_HASH_CHUNK_BYTES: Final = 4 << 20
 _OUR_PATHS: Final = re.compile(r"_encpipe/.*|(?:.*/)?(?:[0-9a-f]{32}\.parquet|\.tmp-[^/]*)")
-
-
-@dataclass(frozen=True)
-class WriteReport:
-    """What a write did. `kms_calls` counts calls to key services: one for each key name and master key."""
-
-    url: str
-    dataset_id: str
-    generation: int
-    files: int
-    resumed_files: int
-    rows: int
-    bytes_in: int
-    bytes_out: int
-    seconds: float
-    kms_calls: int
-    master_keys: Mapping[str, tuple[str, ...]]
-
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
 
 
 class WriteSession:
@@ -72,40 +51,55 @@ class WriteSession:
         self._purpose = purpose
         self._storage, self._master_keys = access.storage, access.master_keys
         self._source, self._contents = source, contents
-        policy = strictjson.dumps({"purpose": purpose, "policy": contents.policy.as_json()})
-        self._digest = hashlib.sha256(policy + source_digest).digest()
+        self._digest = hashlib.sha256(self._settings() + source_digest).digest()
         self._workers, self._compression, self._restart = workers, compression, restart
         self._progress = progress
         self._kms_calls = 0
+
+    def _settings(self) -> bytes:
+        policy = self._contents.policy
+        uris = self._master_keys.config.keys
+        keys = {} if self._purpose == "append" else {n: list(uris.get(n, ())) for n in policy.key_names}
+        return strictjson.dumps({"purpose": self._purpose, "policy": policy.as_json(), "keys": keys})
 
     def run(self) -> WriteReport:
         """Do the whole write. Raises as `write_dataset` says."""
         started = time.monotonic()
         with ExitStack() as held:
             base = self._base()
-            resumed = self._find_stopped(held, base)
-            if resumed is not None and self._is_committed(resumed[0].writer_id):
-                return self._already_done(*resumed, started)
-            if resumed is None:
+            stopped = self._stopped_writes().find(held, base)
+            if stopped is None:
                 self._check_free(base)
                 target = self._new_target(base)
                 journal = self._start(held, target)
             else:
-                journal, target = resumed
+                self._kms_calls += stopped.kms_calls
+                if stopped.committed_as is not None:
+                    return self._already_done(stopped, stopped.committed_as, started)
+                journal, target = stopped.journal, stopped.target
             return self._write(journal, target, started)
 
-    def _already_done(self, journal: Journal, target: Target, started: float) -> WriteReport:
-        """An earlier run was stopped after its commit: only its journal was left."""
-        footer_kek = target.keks[journal.footer_kek_id]
-        entries = list(self._finished(Records(self._storage, journal, footer_kek)).values())
-        journals.remove(self._storage, journal.writer_id)
-        _, found = read_manifest(self._storage)
-        generation = next(
-            tagged.core.generation
-            for tagged in (found.head, *found.retained)
-            if tagged.core.commit_id == journal.writer_id
+    def _stopped_writes(self) -> StoppedWrites:
+        return StoppedWrites(
+            storage=self._storage,
+            master_keys=self._master_keys,
+            partitions=self._contents.partitions,
+            digest=self._digest if self._source.resumable else None,
+            fits=self._fits,
+            restart=self._restart,
         )
-        return self._report(entries, len(entries), generation, started, target)
+
+    def _already_done(self, stopped: Stopped, generation: int, started: float) -> WriteReport:
+        """An earlier run was stopped after its commit: only its journal was left."""
+        entries = list(self._finished(self._records(stopped.journal, stopped.target)).values())
+        journals.remove(self._storage, stopped.journal.writer_id)
+        return self._report(entries, len(entries), generation, started, stopped.target)
+
+    def _records(self, journal: Journal, target: Target) -> Records:
+        return Records(self._storage, journal, target.keks[journal.footer_kek_id])
+
+    def _finished(self, records: Records) -> dict[int, FileEntry]:
+        return finished(self._storage, records, self._contents.partitions, len(self._source.files))
 
     def _base(self) -> State | None:
         try:
@@ -188,49 +182,6 @@ class WriteSession:
         self._storage.create(journals.journal_path(journal.writer_id), data)
         return journal
 
-    def _find_stopped(self, held: ExitStack, base: State | None) -> tuple[Journal, Target] | None:
-        """The stopped write that this call goes on with. Live ones are left alone."""
-        for writer_id in journals.writers(self._storage):
-            with ExitStack() as mine:
-                try:
-                    mine.enter_context(self._storage.hold(journals.lock_path(writer_id)))
-                    found = journals.load(self._storage, writer_id)
-                except (ConflictError, StorageError):
-                    continue
-                if self._restart:
-                    self._discard(found.journal, found)
-                    continue
-                resumed = self._resume(found, base)
-                held.enter_context(mine.pop_all())
-                return resumed
-        return None
-
-    def _resume(self, found: journals.SealedJournal, base: State | None) -> tuple[Journal, Target]:
-        keys = self._journal_keys(found.journal)
-        journal = found.open(keys.kek(found.journal.footer_kek_id))
-        committed = self._is_committed(journal.writer_id)
-        if journal.digest != self._digest or not (committed or self._fits(journal, base)):
-            raise EncpipeError(
-                "a stopped write is there, with another source, policy, setting or base than this call",
-                hint="repeat the first command to go on with it, or pass --restart to throw its work away",
-                code="source-changed",
-            )
-        wrappings = {**journal.wrappings, **(base.manifest.wrappings if base is not None else {})}
-        keks = {record.id: keys.kek(record.id) for record in journal.keks if record.state == "active"}
-        self._kms_calls += keys.unwraps
-        target = Target(journal.dataset_id, journal.footer_key, journal.keks, wrappings, keks, base)
-        return journal, target
-
-    def _journal_keys(self, journal: Journal) -> DatasetKeys:
-        records = {record.id: record for record in journal.keks}
-        return DatasetKeys(
-            journal.dataset_id,
-            journal.keks,
-            journal.wrappings,
-            self._master_keys,
-            lambda kek_id, kek: check_commitment(records[kek_id], kek),
-        )
-
     def _fits(self, journal: Journal, base: State | None) -> bool:
         """Whether the journal's write can still be committed on top of what is there now."""
         if base is None:
@@ -240,42 +191,40 @@ class WriteSession:
         window = base.manifest.core.generation - journal.base_generation <= len(base.manifest.retained)
         return self._purpose == "append" and journal.keks == base.manifest.core.keks and window
 
-    def _is_committed(self, writer_id: str) -> bool:
-        try:
-            data, _ = read_manifest(self._storage)
-        except StorageError:
-            return False
-        return holds_commit(data, writer_id)
-
-    def _discard(self, journal: Journal, found: journals.SealedJournal) -> None:
-        """Throw a stopped write away, its data files too where its records can still be read."""
-        paths: list[str] = []
-        if not self._is_committed(journal.writer_id):
-            try:
-                footer_kek = self._journal_keys(journal).kek(journal.footer_kek_id)
-                whole = found.open(footer_kek)
-                records = Records(self._storage, whole, footer_kek)
-                paths = [records.read(n, self._contents.partitions).path for n in list(records.numbers())]
-            except EncpipeError:
-                paths = []  # the files are named nowhere: `gc` removes them
-        journals.remove(self._storage, journal.writer_id, paths)
-
     # Data
 
     def _write(self, journal: Journal, target: Target, started: float) -> WriteReport:
         keys = self._session_keys(target)
-        records = Records(self._storage, journal, target.keks[journal.footer_kek_id])
+        records = self._records(journal, target)
         done = self._finished(records)
         try:
             entries = self._seal(target, keys, records, done)
-            generation = self._commit(journal, target, entries)
-        except BaseException as error:
-            if isinstance(error, ConflictError) or not self._source.resumable:
-                paths = [records.read(n, self._contents.partitions).path for n in list(records.numbers())]
-                journals.remove(self._storage, journal.writer_id, paths)
+        except BaseException:
+            if not self._source.resumable:
+                self._clean_up(journal, records)
             raise
+        generation = self._commit_or_clean_up(journal, target, records, entries)
         journals.remove(self._storage, journal.writer_id)
         return self._report(entries, len(done), generation, started, target)
+
+    def _commit_or_clean_up(
+        self, journal: Journal, target: Target, records: Records, entries: list[FileEntry]
+    ) -> int:
+        """Commit. After an error that leaves open whether the commit happened, everything stays."""
+        try:
+            return self._commit(journal, target, entries)
+        except EncpipeError as error:
+            undecided = error.code == "storage-unavailable"
+            if isinstance(error, ConflictError) or not (undecided or self._source.resumable):
+                self._clean_up(journal, records)
+            raise
+
+    def _clean_up(self, journal: Journal, records: Records) -> None:
+        """Remove what this write made: no later run can go on with it. The error that led here matters more
+        than one on the way."""
+        with suppress(EncpipeError):
+            paths = recorded_paths(records, self._contents.partitions)
+            journals.remove(self._storage, journal.writer_id, paths)
 
     def _session_keys(self, target: Target) -> DatasetKeys:
         keys = DatasetKeys(
@@ -284,32 +233,6 @@ class WriteSession:
         for kek_id, kek in target.keks.items():
             keys.put(kek_id, kek)
         return keys
-
-    def _finished(self, records: Records) -> dict[int, FileEntry]:
-        """What an earlier run finished; each file is read again and its SHA-256 compared."""
-        done = {}
-        for n in records.numbers():
-            entry = records.read(n, self._contents.partitions)
-            if n < len(self._source.files) and self._sha256(entry) == entry.sha256:
-                done[n] = entry
-                continue
-            raise ManifestError(
-                f"file {entry.path} of a stopped write was changed or removed",
-                hint="start the write anew with --restart",
-                code="journal",
-            )
-        return done
-
-    def _sha256(self, entry: FileEntry) -> bytes:
-        digest = hashlib.sha256()
-        try:
-            with self._storage.open_input(entry.path) as source:
-                while chunk := source.read(_HASH_CHUNK_BYTES):
-                    digest.update(chunk)
-        except StorageError as error:
-            if error.code != "not-found":
-                raise
-        return digest.digest()
 
     def _seal(
         self, target: Target, keys: DatasetKeys, records: Records, done: Mapping[int, FileEntry]

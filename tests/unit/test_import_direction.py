@@ -19,7 +19,8 @@ LAYERS = """
     cli  torch  __main__
     inspection  verification  export  dataset  writer  initialise
     writesession  scan  projection
-    sealing  commit
+    stopped
+    sealing  commit  writereport
     state  journal
     parquet  storage  sources  pins  access
     keyring

@@ -1,0 +1,195 @@
+"""Stopped writes: which one a call goes on with, what of it is finished, and how its work is thrown away."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+from encpipe import journal as journals
+from encpipe.commit import Target, holds_commit
+from encpipe.errors import ConflictError, EncpipeError, ManifestError, StorageError
+from encpipe.filelist import FileEntry
+from encpipe.journal import Journal, Records, SealedJournal
+from encpipe.keyring import DatasetKeys
+from encpipe.kms.registry import MasterKeys
+from encpipe.manifest import check_commitment
+from encpipe.state import State, read_manifest
+from encpipe.storage import Storage
+
+_HASH_CHUNK_BYTES: Final = 4 << 20
+_RESTART: Final = "start the write anew with --restart"
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A write that was stopped. `committed_as` is the generation it made before that, if it did."""
+
+    journal: Journal
+    target: Target
+    committed_as: int | None
+    kms_calls: int
+
+
+@dataclass(frozen=True)
+class StoppedWrites:
+    """The stopped writes of one dataset, as one call sees them.
+
+    `digest` stands for the call's source and settings, or is None when the source cannot be read twice;
+    `fits` tells whether a journal's write can be committed on top of a base.
+    """
+
+    storage: Storage
+    master_keys: MasterKeys
+    partitions: tuple[str, ...]
+    digest: bytes | None
+    fits: Callable[[Journal, State | None], bool]
+    restart: bool
+
+    def find(self, held: ExitStack, base: State | None) -> Stopped | None:
+        """The stopped write that the call goes on with, or that it finds committed; owned until `held` ends.
+
+        Live writers are left alone, what a finished one did not get to remove is removed. Raises
+        `EncpipeError` `source-changed` for a stopped write of another source or setting, `ManifestError`
+        `journal` for an edited one; with `restart` both are thrown away instead.
+        """
+        for writer_id in journals.folders(self.storage):
+            with ExitStack() as mine:
+                try:
+                    mine.enter_context(self.storage.hold(journals.lock_path(writer_id)))
+                except ConflictError:
+                    continue
+                stopped = self._take(writer_id, base)
+                if stopped is not None:
+                    held.enter_context(mine.pop_all())
+                    return stopped
+        return None
+
+    def _take(self, writer_id: str, base: State | None) -> Stopped | None:
+        try:
+            found = journals.load(self.storage, writer_id)
+        except StorageError as error:
+            if error.code != "not-found":
+                raise
+            journals.remove(self.storage, writer_id)  # it ended while its records were being removed
+            return None
+        except ManifestError as error:
+            if not self.restart:
+                raise ManifestError(error.message, hint=_RESTART, code=error.code) from None
+            journals.remove(self.storage, writer_id)
+            return None
+        generation = committed_as(self.storage, writer_id)
+        if generation is not None:
+            return self._committed(found, base, generation)
+        if self.restart:
+            self._discard(found)
+            return None
+        return self._resume(found, base)
+
+    def _committed(self, found: SealedJournal, base: State | None, generation: int) -> Stopped | None:
+        """Only the journal was left. Another write than ours is none of our business."""
+        keys, journal = self._open(found)
+        if journal.digest == self.digest:
+            return self._stopped(keys, journal, base, generation)
+        journals.remove(self.storage, journal.writer_id)
+        if self.digest is None:
+            raise EncpipeError(
+                f"the write before this one was stopped just after it was committed as generation "
+                f"{generation}; whether it had the same rows as this one cannot be told",
+                hint="if these rows are others, run the command again: nothing is in the way any more",
+                code="source-changed",
+            )
+        return None
+
+    def _resume(self, found: SealedJournal, base: State | None) -> Stopped:
+        keys, journal = self._open(found)
+        if journal.digest != self.digest or not self.fits(journal, base):
+            raise EncpipeError(
+                "a stopped write is there, with another source, policy, setting or base than this call",
+                hint="repeat the first command to go on with it, or pass --restart to throw its work away",
+                code="source-changed",
+            )
+        return self._stopped(keys, journal, base, None)
+
+    def _stopped(
+        self, keys: DatasetKeys, journal: Journal, base: State | None, generation: int | None
+    ) -> Stopped:
+        wrappings = {**journal.wrappings, **(base.manifest.wrappings if base is not None else {})}
+        keks = {record.id: keys.kek(record.id) for record in journal.keks if record.state == "active"}
+        target = Target(journal.dataset_id, journal.footer_key, journal.keks, wrappings, keks, base)
+        return Stopped(journal, target, generation, keys.unwraps)
+
+    def _open(self, found: SealedJournal) -> tuple[DatasetKeys, Journal]:
+        records = {record.id: record for record in found.journal.keks}
+        keys = DatasetKeys(
+            found.journal.dataset_id,
+            found.journal.keks,
+            found.journal.wrappings,
+            self.master_keys,
+            lambda kek_id, kek: check_commitment(records[kek_id], kek),
+        )
+        return keys, found.open(keys.kek(found.journal.footer_kek_id))
+
+    def _discard(self, found: SealedJournal) -> None:
+        """Throw a stopped write away, its data files too where its records can still be read."""
+        try:
+            keys, journal = self._open(found)
+            records = Records(self.storage, journal, keys.kek(journal.footer_kek_id))
+            paths = recorded_paths(records, self.partitions)
+        except EncpipeError:
+            paths = []  # the files are named nowhere: `gc` removes them
+        journals.remove(self.storage, found.journal.writer_id, paths)
+
+
+def committed_as(storage: Storage, writer_id: str) -> int | None:
+    """The generation that a writer committed, or None. Raises `StorageError` when it cannot be told."""
+    try:
+        data, found = read_manifest(storage)
+    except StorageError as error:
+        if error.code != "not-found":
+            raise
+        return None
+    if not holds_commit(data, writer_id):
+        return None
+    cores = (tagged.core for tagged in (found.head, *found.retained))
+    return next(core.generation for core in cores if core.commit_id == writer_id)
+
+
+def recorded_paths(records: Records, partitions: tuple[str, ...]) -> list[str]:
+    """The data files that a journal's records name. Raises `ManifestError` `journal`, `StorageError`."""
+    return [records.read(n, partitions).path for n in list(records.numbers())]
+
+
+def finished(
+    storage: Storage, records: Records, partitions: tuple[str, ...], files: int
+) -> dict[int, FileEntry]:
+    """What an earlier run finished of `files` source files; each is read again and its SHA-256 compared.
+
+    Raises `ManifestError` `journal` when a record or a file was changed.
+    """
+    done = {}
+    for n in records.numbers():
+        entry = records.read(n, partitions)
+        if n < files and _sha256(storage, entry) == entry.sha256:
+            done[n] = entry
+            continue
+        raise ManifestError(
+            f"file {entry.path} of a stopped write was changed or removed",
+            hint=_RESTART,
+            code="journal",
+        )
+    return done
+
+
+def _sha256(storage: Storage, entry: FileEntry) -> bytes:
+    digest = hashlib.sha256()
+    try:
+        with storage.open_input(entry.path) as source:
+            while chunk := source.read(_HASH_CHUNK_BYTES):
+                digest.update(chunk)
+    except StorageError as error:
+        if error.code != "not-found":
+            raise
+    return digest.digest()
