@@ -91,8 +91,8 @@ class Core:
 
     @property
     def key_names(self) -> tuple[str, ...]:
-        """All key names, the footer key first."""
-        others = sorted({kek.key_name for kek in self.keks} - {self.footer_key})
+        """The key names of this generation, the footer key first; not those only older ones used."""
+        others = sorted({kek.key_name for kek in self.keks if kek.state != "retired"} - {self.footer_key})
         return (self.footer_key, *others)
 
     def as_json(self) -> dict[str, Any]:

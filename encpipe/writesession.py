@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Final, Literal
 
 from encpipe import journal as journals
@@ -152,12 +153,12 @@ class WriteSession:
     def _kept(self, base: State, names: tuple[str, ...]) -> tuple[list[KekRecord], dict[str, Secret]]:
         records, keks = [], {}
         before = base.keys.unwraps
+        usable = ("active", "shredded") if self._purpose == "append" else ("active",)
         for record in base.manifest.core.keks:
-            active = record.state == "active" and record.key_name in names
-            if active:
-                keks[record.id] = base.keys.kek(record.id)
-            state = record.state if active or record.state == "shredded" else "retired"
-            records.append(KekRecord(**{**vars(record), "state": state}))
+            kept = record.state in usable and record.key_name in names
+            if kept:
+                keks[record.id] = base.keys.kek(record.id)  # refuses a shredded one
+            records.append(record if kept else replace(record, state="retired"))
         self._kms_calls += base.keys.unwraps - before
         return records, keks
 
