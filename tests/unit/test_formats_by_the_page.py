@@ -1,4 +1,4 @@
-"""docs/format.md is enough to open what encpipe seals: the readers here use the page and no code of encpipe."""
+"""docs/format.md is enough to open what encpipe seals: these readers use the page, no code of encpipe."""
 
 from __future__ import annotations
 
