@@ -22,7 +22,6 @@ row group, which nothing else reads again: a kept tensor keeps the column's whol
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -35,21 +34,12 @@ from encpipe.errors import ConfigError, EncpipeError
 Nulls: TypeAlias = Literal["error", "mask"] | int | float
 Batch: TypeAlias = dict[str, torch.Tensor | list[Any]]
 
-_TEMPORAL: tuple[Callable[[pa.DataType], bool], ...] = (
-    pa.types.is_date,
-    pa.types.is_time,
-    pa.types.is_timestamp,
-    pa.types.is_duration,
-)
-_TEXT: tuple[Callable[[pa.DataType], bool], ...] = (
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_string_view,
-    pa.types.is_binary,
-    pa.types.is_large_binary,
-    pa.types.is_binary_view,
-    pa.types.is_fixed_size_binary,
-)
+_TIME = (pa.date32(), pa.date64(), pa.time32("s"), pa.time64("us"), pa.timestamp("s"), pa.duration("s"))
+_TEXT = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.binary(1))
+_VIEW = (pa.string_view(), pa.binary_view())
+_TEMPORAL_IDS = frozenset(kind.id for kind in _TIME)
+_TEXT_IDS = frozenset(kind.id for kind in (*_TEXT, *_VIEW))
+_VIEW_IDS = frozenset(kind.id for kind in _VIEW)
 
 
 class Converter:
@@ -88,12 +78,12 @@ class Converter:
             array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
             values, shape = _flat(array, (len(array),))
             filled = self._fill(name, values) if values.null_count else values
-            if _is_text(values.type):
+            if values.type.id in _TEXT_IDS:
                 batch[name] = filled.to_pylist()
             else:
                 batch[name] = _tensor(filled).reshape(shape)
             if name in self._masked:
-                batch[mask_name(name)] = _tensor(values.is_valid()).reshape(shape)
+                batch[mask_name(name)] = _mask(values).reshape(shape)
         return batch
 
     def _fill(self, name: str, values: pa.Array) -> pa.Array:
@@ -118,16 +108,12 @@ def mask_name(column: str) -> str:
     return f"{column}_mask"
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return any(test(kind) for test in _TEXT)
-
-
 def _filler(kind: pa.DataType, number: int | float | None) -> pa.Scalar:
     """`number` as `kind`, exactly; None stands for 0, False and the empty string.
 
     Raises `pa.ArrowInvalid` or `OverflowError` where it is none.
     """
-    if _is_text(kind):
+    if kind.id in _TEXT_IDS:
         if number is not None:
             raise pa.ArrowInvalid("not a number")
         return pa.scalar(bytes(kind.byte_width if pa.types.is_fixed_size_binary(kind) else 0)).cast(kind)
@@ -140,12 +126,12 @@ def _filler(kind: pa.DataType, number: int | float | None) -> pa.Scalar:
 
 def _check(name: str, kind: pa.DataType) -> None:
     inner = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if _is_text(inner):
+    if inner.id in _TEXT_IDS:
         return
     while pa.types.is_fixed_size_list(inner):
         inner = inner.value_type
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, *_TEMPORAL)
-    if not any(test(inner) for test in tests):
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    if inner.id not in _TEMPORAL_IDS and not any(test(inner) for test in tests):
         raise EncpipeError(
             f"column {name!r} is {kind}, which no tensor can hold", hint=_hint(kind), code="unsupported"
         )
@@ -171,9 +157,9 @@ def _flat(array: pa.Array, shape: tuple[int, ...]) -> tuple[pa.Array, tuple[int,
             rows = np.repeat(array.is_valid().to_numpy(zero_copy_only=False), size)
             values = pc.if_else(pa.array(rows), values, pa.scalar(None, values.type))
         return _flat(values, (*shape, size))
-    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):  # Arrow has no fill_null for views
+    if kind.id in _VIEW_IDS:  # Arrow has no fill_null for views
         array = array.cast(pa.large_string() if pa.types.is_string_view(kind) else pa.large_binary())
-    if any(test(kind) for test in _TEMPORAL):
+    if kind.id in _TEMPORAL_IDS:
         array = array.view(pa.int64() if kind.bit_width == 64 else pa.int32()).cast(pa.int64())
     return array, shape
 
@@ -184,3 +170,10 @@ def _tensor(array: pa.Array) -> torch.Tensor:
         return torch.from_numpy(array.to_numpy(zero_copy_only=False))
     # Not through NumPy, which shows Arrow's buffers as read-only: torch warns of those.
     return torch.from_dlpack(array)
+
+
+def _mask(array: pa.Array) -> torch.Tensor:
+    """A one-dimensional tensor, True where the array has a value."""
+    if array.null_count == 0:
+        return torch.ones(len(array), dtype=torch.bool)
+    return _tensor(array.is_valid())
