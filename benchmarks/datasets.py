@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -133,12 +134,17 @@ def source_digest() -> str:
 def encrypted_copy(name: str, source: Path, column: str, data: Path = DATA) -> Path:
     """The encrypted copy of `source`, made by this version of the library."""
     config_path(data)
-    final = data / "encrypted" / source_digest() / name
+    return kept(name, lambda target: encrypt(source, target, column), data)
+
+
+def kept(name: str, make: Callable[[Path], None], data: Path = DATA) -> Path:
+    """What `make` writes, whole; made anew when the library's source has changed."""
+    final = data / "derived" / source_digest() / name
     if not final.exists():
         _drop_older(final.parent)
         partial = final.with_name(name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        encrypt(source, partial, column)
+        make(partial)
         partial.rename(final)
     return final
 

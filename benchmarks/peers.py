@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.datasets import WORKERS
 
-_CALIBRATIONS: Final = 5
+_CALIBRATIONS: Final = 3
 Peer = Callable[[Path], int]
 
 

@@ -142,6 +142,7 @@ def scan_figures(effort: Effort) -> Results:
         parts.append(runs)
         printed.append(figure_of(f"scan_vs_plain_{workload.name}", runs))
         bounds.append(figure_of(f"scan_vs_bound_{workload.name}", runs, ratio=ratio))
+        printed.append(_scan_twin(workload, effort, results))
     for workload in FINE:
         runs, _ = _scan(workload, _light(effort), results)
         printed.append(figure_of(f"scan_vs_plain_{workload.name}_{workload.row_group}", runs))
@@ -186,6 +187,32 @@ def _scan(
         "bound_seconds": decrypting + results.details[name]["peer_seconds"],
     }
     return runs, against_bound
+
+
+def _scan_twin(workload: Workload, effort: Effort, results: Results) -> Figure:
+    """Against a plaintext copy in our own choice of encodings: what encryption alone costs. Printed only."""
+    twin, sealed = _same_encodings(workload), datasets.encrypted_workload(workload)
+    _, peer = peers.fastest_scan(twin)
+    rows = workload.files * workload.rows
+    runs = measure(
+        lambda: _all_rows(peer(twin), rows),
+        lambda: _all_rows(datasets.scan(sealed), rows),
+        pairs=effort.printed_pairs,
+        runs=1,
+    )
+    name = f"scan_vs_same_encodings_{workload.name}"
+    results.keep(name, runs)
+    return figure_of(name, runs)
+
+
+def _same_encodings(workload: Workload) -> Path:
+    source = workload.ensure()
+    leaves = tuple(_leaves(source))
+
+    def make(target: Path) -> None:
+        peers.rewrite(source, target, encodings=lambda table: dictionary_leaves(table, leaves))
+
+    return datasets.kept(f"plain-{source.name}", make)
 
 
 def _all_rows(found: int, expected: int) -> None:

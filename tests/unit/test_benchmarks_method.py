@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from benchmarks.__main__ import GROUPS
+from benchmarks.__main__ import GROUPS, run_group
 from benchmarks.method import (
     Figure,
     Pair,
@@ -157,5 +157,7 @@ def test_the_json_has_metrics_machine_and_verdicts(tmp_path: Path) -> None:
     assert content["details"] == {"workers": 2}
 
 
-def test_groups_name_modules_with_a_measure_function() -> None:
+def test_an_unknown_part_is_refused_before_anything_is_measured() -> None:
     assert "core" in GROUPS
+    with pytest.raises(SystemExit, match="no part 'scam' in core: there are encrypt, scan"):
+        run_group("core", ["scan", "scam"], quick=True)
