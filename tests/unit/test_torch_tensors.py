@@ -152,6 +152,15 @@ def test_a_mask_is_true_where_there_is_a_value(array: pa.Array, values: list[Any
     assert found["x_mask"].dtype == torch.bool
 
 
+def test_what_lies_under_a_null_list_is_not_shown() -> None:
+    array = pa.FixedSizeListArray.from_arrays(
+        pa.array([1, 2, 3, 4, 5, 6]), 2, mask=pa.array([False, True, False])
+    )
+    found = convert(array.slice(1), "mask")
+    assert found["x"].tolist() == [[0, 0], [5, 6]]
+    assert found["x_mask"].tolist() == [[False, False], [True, True]]
+
+
 @pytest.mark.parametrize(
     ("array", "values"),
     [
