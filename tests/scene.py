@@ -110,11 +110,13 @@ def on_s3(seaweed: Seaweed, url: str) -> Scene:
 def people(first: int = 0, rows: int = 6) -> pa.Table:
     """`rows` rows with the ids from `first` on."""
     ids = range(first, first + rows)
-    return pa.table({"id": pa.array(ids, pa.int64()), "name": [f"name {n}" for n in ids]})
+    names = pa.array([f"name {n}" for n in ids], pa.string())
+    return pa.table({"id": pa.array(ids, pa.int64()), "name": names})
 
 
 def save(folder: Path, *tables: pa.Table, row_group: int = 4) -> Path:
-    """A folder of Parquet files `0.parquet`, `1.parquet`, ..."""
+    """A folder of Parquet files `0.parquet`, `1.parquet`, ... (at most ten, to stay in this order)."""
+    assert len(tables) <= 10
     folder.mkdir(parents=True, exist_ok=True)
     for n, table in enumerate(tables):
         pq.write_table(table, folder / f"{n}.parquet", row_group_size=row_group)

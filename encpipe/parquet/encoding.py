@@ -7,6 +7,7 @@ that random numbers and ids get a useless dictionary in front: larger, and slowe
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Final
 
 import pyarrow as pa
@@ -30,8 +31,11 @@ def dictionary_leaves(table: pa.Table, leaves: tuple[str, ...]) -> list[str]:
     Leaves inside structs and maps are left to PyArrow (a dictionary is tried).
     """
     plain = set()
+    rest = deque(leaves)  # in the order of the columns
     for name, column in zip(table.schema.names, table.columns, strict=True):
-        mine = [leaf for leaf in leaves if leaf == name or leaf.startswith(name + ".")]
+        mine = [rest.popleft()]
+        while mine[0] != name and rest and rest[0].startswith(name + "."):
+            mine.append(rest.popleft())
         if len(mine) == 1 and not _worth_a_dictionary(column, len(table)):
             plain.add(mine[0])
     return [leaf for leaf in leaves if leaf not in plain]
