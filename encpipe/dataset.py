@@ -204,7 +204,7 @@ class Dataset:
                 out=out.schema,
                 full_schema=self._schema,
                 filter=expression,
-                by_statistics=bool(set(needed) - set(self._columns.partitions)),
+                filter_leaves=tuple(leaf for name in needed for leaf in self._columns.leaves(name)),
                 threads=threads or pa.cpu_count(),
             )
         )

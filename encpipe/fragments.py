@@ -42,13 +42,16 @@ def prune_by_partition(
     return tuple(files[int(fragment.path)] for fragment in dataset.get_fragments(filter=expression))
 
 
-def surviving(file: SealedFile, expression: pc.Expression, schema: pa.Schema) -> Sequence[int]:
-    """The row groups of a file whose statistics do not rule the filter out.
+def surviving(
+    file: SealedFile, expression: pc.Expression, *, leaves: Sequence[str], schema: pa.Schema
+) -> Sequence[int]:
+    """The row groups of a file whose statistics do not rule the filter out; `leaves` are the filter's.
 
-    The KEKs of all columns in the filter must have been unwrapped before.
+    The KEKs of these leaves must have been unwrapped before. Raises `IntegrityError`, `StorageError`.
     """
-    handle = file.open()
+    handle = file.open(only_keys=True)
     try:
+        handle.check_chunks(leaves)
         with translated(file.entry, handle.client):
             known = partition_expression(file.entry, schema)
             fragment = _format(handle.client).make_fragment(handle.source, partition_expression=known)
@@ -65,7 +68,7 @@ def checked_fragment(
 
     The KEKs of all leaves must have been unwrapped before.
     """
-    handle = file.open()
+    handle = file.open(only_keys=True)
     try:
         handle.check_chunks(leaves)
         client = UnwrappingClient(file.entry, file.layout, file.keys, handle.client.leaves)

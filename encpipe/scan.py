@@ -29,8 +29,8 @@ Opener = Callable[[FileEntry], SealedFile]
 class Plan:
     """What to read: files in order, the columns for filter and result together, and what comes out.
 
-    `read` covers the filter's columns too, `out` is the result; `by_statistics` tells whether the filter
-    refers to columns that stand in the files.
+    `read` covers the filter's columns too, `out` is the result; `filter_leaves` are the leaves in the files
+    that the filter refers to.
     """
 
     files: tuple[FileEntry, ...]
@@ -39,7 +39,7 @@ class Plan:
     out: pa.Schema
     full_schema: pa.Schema
     filter: pc.Expression | None
-    by_statistics: bool
+    filter_leaves: tuple[str, ...]
     threads: int
 
 
@@ -116,7 +116,7 @@ class _Run:
         ahead: deque[tuple[SealedFile, Future[Sequence[int]]]] = deque()
         for entry in self._plan.files:
             file = self._plan.open_file(entry)
-            if not self._plan.by_statistics:
+            if not self._plan.filter_leaves:
                 yield from ((file, n) for n in range(len(entry.row_groups)))
                 continue
             ahead.append((file, pool.submit(self._surviving, file)))
@@ -128,7 +128,8 @@ class _Run:
     def _surviving(self, file: SealedFile) -> Sequence[int]:
         from encpipe import fragments
 
-        return fragments.surviving(file, self._plan.filter, self._plan.full_schema)
+        plan = self._plan
+        return fragments.surviving(file, plan.filter, leaves=plan.filter_leaves, schema=plan.full_schema)
 
     def _read(self, file: SealedFile, row_group: int) -> pa.Table:
         plan = self._plan
