@@ -234,6 +234,7 @@ class Dataset:
             self._layout,
             self._state.keys,
             lambda: self._storage.open_input(entry.path),
+            self._columns.parquet_schema,
             pre_buffer=self._storage.remote,
         )
 

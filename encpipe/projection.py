@@ -14,6 +14,7 @@ from encpipe.parquet import SchemaOnDisk
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 OnMissingKey = Literal["error", "skip", "null"]
 MISSING_KEY_MARK: Final = b"encpipe.missing_key"
@@ -58,6 +59,11 @@ class Columns:
         for field in self._in_files.schema:
             count = count_leaves(field.type)
             self._leaves_of[field.name], rest = tuple(rest[:count]), rest[count:]
+
+    @property
+    def parquet_schema(self) -> pq.ParquetSchema:
+        """The Parquet schema of every file."""
+        return self._in_files.parquet_schema
 
     @property
     def all_leaves(self) -> tuple[str, ...]:

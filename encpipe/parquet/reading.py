@@ -16,7 +16,7 @@ from encpipe.errors import EncpipeError, IntegrityError, PlaintextFileError, Sto
 from encpipe.filelist import FileEntry
 from encpipe.keyring import DatasetKeys
 from encpipe.parquet.keyclients import UnwrappingClient
-from encpipe.parquet.schema import Layout
+from encpipe.parquet.schema import Layout, same_columns
 from encpipe.parquet.writing import COMMITMENTS_FIELD
 
 SEALED_MAGIC: Final = b"PARE"
@@ -47,6 +47,7 @@ class SealedFile:
     layout: Layout
     keys: DatasetKeys
     open_input: Callable[[], pa.NativeFile]
+    schema: pq.ParquetSchema
     pre_buffer: bool = False
 
     def open(self, *, only_keys: bool = False) -> Handle:
@@ -82,6 +83,12 @@ class SealedFile:
             raise IntegrityError(
                 f"file {self.entry.path} is not the one that was committed: its footer differs",
                 hint="restore the file from a copy you trust",
+                code="file-foreign",
+            )
+        if not same_columns(reader.schema, self.schema):
+            raise IntegrityError(
+                f"file {self.entry.path} has other columns than the dataset",
+                hint="someone rewrote the file: restore it from a copy you trust",
                 code="file-foreign",
             )
         if row_groups != self.entry.row_groups:
@@ -129,12 +136,12 @@ class Handle:
         unwrap aborts the process, and whoever holds the footer KEK can put one in. A read of no rows asks for
         the same DEKs and raises.
         """
-        if not leaves:
-            return
         wanted = set(leaves)
         with translated(self._file.entry, self.client):
             schema = self._reader.metadata.schema
             columns = [i for i in range(len(schema.names)) if schema.column(i).path in wanted]
+        if not columns:
+            return
         for row_group in range(len(self._file.entry.row_groups)):
             self.client.start_read()
             with translated(self._file.entry, self.client):

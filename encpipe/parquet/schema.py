@@ -28,6 +28,19 @@ class Layout:
         return {self.footer_key, *(self.columns[leaf] for leaf in leaves)}
 
 
+def same_columns(one: pq.ParquetSchema, other: pq.ParquetSchema) -> bool:
+    """Whether the leaf columns of two files are the same: paths, types and levels; field ids do not count."""
+    if one.equals(other):
+        return True
+    leaves = [[_leaf(schema.column(i)) for i in range(len(schema.names))] for schema in (one, other)]
+    return leaves[0] == leaves[1]
+
+
+def _leaf(column: pq.ColumnSchema) -> tuple[object, ...]:
+    levels = (column.max_definition_level, column.max_repetition_level)
+    return (column.path, column.physical_type, column.length, str(column.logical_type), *levels)
+
+
 class SchemaOnDisk:
     """What Parquet makes of an Arrow schema, asked of PyArrow through an empty file in memory.
 
@@ -49,6 +62,11 @@ class SchemaOnDisk:
             ) from None
         parquet = self._empty.schema
         self.leaves: tuple[str, ...] = tuple(parquet.column(i).path for i in range(len(parquet.names)))
+
+    @property
+    def parquet_schema(self) -> pq.ParquetSchema:
+        """What every file of this schema has, to be compared by `same_columns`."""
+        return self._empty.schema
 
     def project(self, leaves: Sequence[str]) -> pa.Schema:
         """The schema that a read of these leaves gives."""

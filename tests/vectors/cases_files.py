@@ -244,3 +244,15 @@ def file_column_rewritten_under_footer_kek(m: Materials) -> DatasetSim:
 def file_column_rewritten_under_guessed_kek(m: Materials) -> DatasetSim:
     """The column has a DEK of the forger's, wrapped under a KEK of the forger's that bears the right id."""
     return _forged(m, "pii-under-guessed-kek")
+
+
+@bad_file("IntegrityError", "file-foreign", verify={"problems": ["file-foreign"]})
+def file_column_added(m: Materials) -> DatasetSim:
+    """A KEK holder added a column."""
+    return _forged(m, "added-column")
+
+
+@bad_file("IntegrityError", "file-foreign", verify={"problems": ["file-foreign"]})
+def file_nullability_changed(m: Materials) -> DatasetSim:
+    """Columns are required instead of optional: committed pages of theirs would decode to something else."""
+    return _forged(m, "other-nullability")

@@ -49,6 +49,7 @@ OTHER_KEKS = {
 }
 FOOTER_ID, PII_ID = (f"{name}.{kek.id}" for name, kek in KEKS.items())
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string())])
+REQUIRED = pa.schema([field.with_nullable(False) for field in SCHEMA])
 COLUMNS = {"id": FOOTER_ID, "name": PII_ID}
 NESTED = pa.schema(
     [
@@ -95,10 +96,12 @@ def make_files() -> dict[str, SimFile]:
         return seal_file(found, file_id=file_id, columns=columns, footer=footer, wrap=wrapper(file_id, keks))
 
     def forged(columns: Mapping[str, str], **options: Any) -> SimFile:
-        options = {"rows": ALPHA_ROWS, "keks": true, "committed": COLUMNS, **options}
-        rows, keks = options.pop("rows"), options.pop("keks")
+        options = {"rows": ALPHA_ROWS, "keks": true, "schema": SCHEMA, "committed": COLUMNS, **options}
+        rows, keks, schema = options.pop("rows"), options.pop("keks"), options.pop("schema")
         wrap = wrapper(ALPHA, keks)
-        return forge_file(tables(rows), file_id=ALPHA, sealed=columns, footer=FOOTER_ID, wrap=wrap, **options)
+        return forge_file(
+            tables(rows, schema), file_id=ALPHA, sealed=columns, footer=FOOTER_ID, wrap=wrap, **options
+        )
 
     other_columns = dict(zip(COLUMNS, other, strict=True))
     lies: Rows = [{**row, "name": "Max"} for row in ALPHA_ROWS]
@@ -112,6 +115,10 @@ def make_files() -> dict[str, SimFile]:
         "of-other-dataset": sealed(ALPHA_ROWS, columns=other_columns, keks=other, footer=next(iter(other))),
         "guessed-keks": sealed(ALPHA_ROWS, keks=guessed),
         "row-group-removed": forged(COLUMNS, rows=ALPHA_ROWS[:2], row_groups=[2, 2]),
+        "other-nullability": forged(COLUMNS, schema=REQUIRED),
+        "added-column": forged(
+            {**COLUMNS, "extra": FOOTER_ID}, schema=SCHEMA.append(pa.field("extra", pa.int32()))
+        ),
         "pii-in-clear": forged({"id": FOOTER_ID}, rows=lies),
         "pii-under-footer-dek": forged({}, rows=lies, uniform=True),
         "pii-under-footer-kek": forged(footer_only, rows=lies),
@@ -214,7 +221,9 @@ def keyring_config(folder: Path, name: str) -> Iterator[KeyringConfig]:
 def _wrap(uri: str, context: KeyContext, kek: Secret) -> WrappedKey:
     owner = next(name for name, keys in MASTER_KEYS.items() if uri.partition(":")[2] in keys)
     with keyring_config(FOLDER, owner) as keyring:
-        wrapped = MasterKeys(Config(keyring=keyring)).get(uri).wrap(kek, aad=context)
+        wrapped = (
+            MasterKeys(Config(keyring=keyring)).get(uri, key_name=context.key_name).wrap(kek, aad=context)
+        )
     return dataclasses.replace(wrapped, created=CREATED)
 
 
