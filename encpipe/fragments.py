@@ -15,7 +15,7 @@ from pyarrow import fs
 
 from encpipe.filelist import FileEntry
 from encpipe.parquet import SealedFile, UnwrappingClient, translated
-from encpipe.scan import partition_value
+from encpipe.projection import partition_value
 
 
 def partition_expression(entry: FileEntry, schema: pa.Schema) -> pc.Expression:

@@ -35,6 +35,12 @@ class Projection:
     file_schema: pa.Schema
 
 
+def partition_value(text: str | None, kind: pa.DataType) -> pa.Scalar:
+    """A partition value from its text in the file list."""
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.scalar(text, pa.string()).cast(plain)
+
+
 def count_leaves(kind: pa.DataType) -> int:
     """How many leaf columns Parquet makes of a type."""
     if isinstance(kind, pa.BaseExtensionType):

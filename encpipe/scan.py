@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from encpipe.filelist import FileEntry
 from encpipe.parquet import Handle, SealedFile
-from encpipe.projection import Projection
+from encpipe.projection import Projection, partition_value
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
@@ -41,12 +41,6 @@ class Plan:
     filter: pc.Expression | None
     filter_leaves: tuple[str, ...]
     threads: int
-
-
-def partition_value(text: str | None, kind: pa.DataType) -> pa.Scalar:
-    """A partition value from its text in the file list."""
-    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.scalar(text, pa.string()).cast(plain)
 
 
 class Scan:

@@ -18,7 +18,7 @@ ROOT = Path(encpipe.__file__).parent
 LAYERS = """
     cli  torch  __main__
     inspection  verification  export  dataset  writer  initialise
-    writesession  scan  projection
+    writesession  scan  fragments  projection
     stopped
     sealing  commit  writereport
     state  journal
