@@ -5,8 +5,11 @@ Imported on first use: `pyarrow.dataset` loads pandas where it is installed, whi
 
 from __future__ import annotations
 
+import atexit
+import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -71,7 +74,8 @@ def checked_fragment(
     handle = file.open(only_keys=True)
     try:
         handle.check_chunks(leaves)
-        client = UnwrappingClient(file.entry, file.layout, file.keys, handle.client.leaves)
+        client = _FragmentClient(file.entry, file.layout, file.keys, handle.client.leaves)
+        _read_ahead.serve(remote=file.pre_buffer)
     finally:
         handle.close()
     known = partition_expression(file.entry, schema)
@@ -86,3 +90,47 @@ def pyarrow_dataset(fragments: Sequence[Any], schema: pa.Schema, system: fs.File
 def _format(client: UnwrappingClient) -> ds.ParquetFileFormat:
     options = ds.ParquetFragmentScanOptions(decryption_properties=client.decryption_properties())
     return ds.ParquetFileFormat(default_fragment_scan_options=options)
+
+
+QUIET_SECONDS: Final = 0.2
+REMOTE_QUIET_SECONDS: Final = 2.0
+"""For so long Arrow asks for no key before its threads count as idle; a request to S3 may take a while."""
+MAX_WAIT_SECONDS: Final = 10.0
+
+
+@dataclass
+class _ReadAhead:
+    """What Arrow's own threads do behind a PyArrow dataset: they read on after a scan was broken off.
+
+    Python ends a thread that calls in while the interpreter shuts down, and Arrow then waits for that thread
+    for ever (measured: every time). So the end of the program waits until no more keys are asked for; to
+    refuse them instead would abort the process.
+    """
+
+    quiet: float = 0.0
+    last_call: float = 0.0
+
+    def serve(self, *, remote: bool) -> None:
+        if not self.quiet:
+            atexit.register(self.end)
+        self.quiet = max(self.quiet, REMOTE_QUIET_SECONDS if remote else QUIET_SECONDS)
+
+    def end(self) -> None:
+        if not self.last_call:
+            return
+        now = self.last_call = time.monotonic()
+        give_up = now + MAX_WAIT_SECONDS
+        while now < min(give_up, self.last_call + self.quiet):
+            time.sleep(QUIET_SECONDS / 20)
+            now = time.monotonic()
+
+
+_read_ahead = _ReadAhead()
+
+
+class _FragmentClient(UnwrappingClient):
+    """The key client of a fragment, called by threads that nobody waits for."""
+
+    def unwrap_key(self, wrapped: str, key_id: str) -> bytes:
+        _read_ahead.last_call = time.monotonic()
+        return super().unwrap_key(wrapped, key_id)
