@@ -81,6 +81,7 @@ def decrypt_dataset(
         expect_dataset=expect_dataset,
         min_generation=min_generation,
     ) as dataset:
+        _check_columns(dataset, columns)
         export = _Export(dataset, place, columns, filter, compression)
         tally = Tally(len(dataset.files), sum(entry.size for entry in dataset.files), progress)
         with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="encpipe-export") as pool:
@@ -98,6 +99,16 @@ def decrypt_dataset(
             rows=tally.rows,
             bytes_out=sum(sizes),
             missing_keys=dataset.missing_keys,
+        )
+
+
+def _check_columns(dataset: Dataset, columns: Sequence[str] | None) -> None:
+    """Refuse what would lose the rows: Parquet has none without columns. Also asks for the keys."""
+    if set(dataset.scan(columns).schema.names) <= set(dataset.partitions):
+        raise ConfigError(
+            "no column is left beside the partition columns, and a file without columns has no rows",
+            hint="choose at least one column that is no partition column",
+            code="filter",
         )
 
 
@@ -119,7 +130,7 @@ class _Export:
         if first is None and (entry.rows or self.filter is not None):
             tally.add(files=1, size=entry.size)
             return 0
-        shown = {k: v for k, v in entry.partition.items() if k in scan.schema.names}
+        shown = {k: entry.partition[k] for k in self.dataset.partitions if k in scan.schema.names}
         path = "/".join(filter(None, (hive_folder(shown), f"part-{n:05}.parquet")))
         with self.target.create_file(path) as stream:
             sink = HashingSink(stream)

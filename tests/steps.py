@@ -35,6 +35,7 @@ class Log:
         self.steps: list[str] = []
         self.before: Callable[[int, str], object] = lambda n, step: None
         self.wrap_input: Callable[[str, pa.NativeFile], Any] = lambda path, file: file
+        self.wrap_output: Callable[[BinaryIO], Any] = lambda stream: stream
         self._lock = threading.Lock()
 
     def step(self, name: str, path: str) -> None:
@@ -104,7 +105,7 @@ class Stepping(Storage):
     def create_file(self, path: str) -> Iterator[BinaryIO]:
         self._log.step("create_file", path)
         with self._inner.create_file(path) as stream:
-            yield stream
+            yield self._log.wrap_output(stream)
             self._log.step("publish", path)
 
     def delete(self, path: str) -> None:
