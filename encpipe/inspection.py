@@ -127,15 +127,17 @@ def _inspection(access: Access, found: Manifest, contents: Contents | None, why:
 
 def _kek_info(access: Access, found: Manifest, kek: KekRecord) -> KekInfo:
     wrappings = tuple(
-        WrappingInfo(w.master_key, w.version, w.created, _is_trusted(access.master_keys, w.master_key))
+        WrappingInfo(
+            w.master_key, w.version, w.created, _is_trusted(access.master_keys, w.master_key, kek.key_name)
+        )
         for w in found.wrappings.get(kek.id, ())
     )
     return KekInfo(kek.key_name, kek.id, kek.created, kek.state, wrappings)
 
 
-def _is_trusted(master_keys: MasterKeys, uri: str) -> bool:
+def _is_trusted(master_keys: MasterKeys, uri: str, key_name: str) -> bool:
     try:
-        master_keys.get(uri)
+        master_keys.get(uri, key_name=key_name)
     except EncpipeError:
         return False
     return True

@@ -46,11 +46,11 @@ Check = Callable[[str, Secret], None]
 class MasterKeySource(Protocol):
     """Where master keys come from; `encpipe.kms.MasterKeys` is one."""
 
-    def get(self, uri: str) -> MasterKey:
-        """The master key of a trusted URI; raises `UntrustedKeyError` for any other."""
+    def get(self, uri: str, *, key_name: str) -> MasterKey:
+        """The master key of a URI trusted for this key name; raises `UntrustedKeyError` for any other."""
         ...
 
-    def rank(self, uri: str) -> int:
+    def rank(self, uri: str, *, key_name: str) -> int:
         """The order in which wrappings are tried."""
         ...
 
@@ -217,7 +217,8 @@ class DatasetKeys:
 
     def _unwrap(self, record: KekRecord) -> Secret:
         wrappings = sorted(
-            self._wrappings.get(record.id, ()), key=lambda w: self._master_keys.rank(w.master_key)
+            self._wrappings.get(record.id, ()),
+            key=lambda w: self._master_keys.rank(w.master_key, key_name=record.key_name),
         )
         if record.state == "shredded" or not wrappings:
             raise ShreddedError(
@@ -234,7 +235,7 @@ class DatasetKeys:
 
     def _try(self, record: KekRecord, wrapped: WrappedKey) -> Secret:
         context = KeyContext(self._dataset_id, record.key_name, record.id)
-        master = self._master_keys.get(wrapped.master_key)
+        master = self._master_keys.get(wrapped.master_key, key_name=record.key_name)
         try:
             kek = master.unwrap(wrapped, aad=context)
             if len(kek) != KEY_BYTES:

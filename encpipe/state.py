@@ -7,7 +7,7 @@ import hmac
 from dataclasses import dataclass, field
 from typing import Final
 
-from encpipe import filelist, manifest
+from encpipe import aead, filelist, manifest
 from encpipe.errors import ManifestError, StorageError
 from encpipe.filelist import FileList
 from encpipe.keyring import DatasetKeys
@@ -19,7 +19,7 @@ from encpipe.pins import Pins
 from encpipe.storage import Storage
 
 MANIFEST_PATH: Final = "_encpipe/manifest.json"
-MAX_LIST_BYTES: Final = 4 << 30
+MAX_LIST_BYTES: Final = aead.MAX_SEALED_BYTES + 1
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,11 @@ BACKENDS: Final[Mapping[str, str]] = {
 class MasterKeys:
     """The master keys a configuration gives access to.
 
-    A URI is used only if the configuration names it (`trust.master_keys`, `keys`) or the local keyring
-    holds it; any other raises `UntrustedKeyError` before anything is sent anywhere. `extra` adds ready
-    back ends by scheme, for tests and for embedding programs; what they hold still has to be trusted.
+    A URI is used only where the configuration allows it: one of `trust.master_keys` for every key name, one
+    of `keys.NAME` for that key name, a name of the local keyring for every key name. Any other raises
+    `UntrustedKeyError` before anything is sent, or a back end even loaded. So who may only wrap under the
+    key of one key name cannot forge what another key name protects. `extra` adds ready back ends by scheme,
+    for tests and for embedding programs; what they hold still has to be trusted.
     """
 
     def __init__(
@@ -42,7 +44,6 @@ class MasterKeys:
         self._ask_passphrase = ask_passphrase
         self._services: dict[str, Kms] = dict(extra or {})
         self._lock = threading.Lock()
-        self._trusted = [*config.trust.master_keys, *(uri for uris in config.keys.values() for uri in uris)]
 
     def for_key_name(self, key_name: str) -> tuple[MasterKey, ...]:
         """The master keys that the configuration gives a key name; the first wraps, all may open.
@@ -56,24 +57,30 @@ class MasterKeys:
                 hint=f'add to the table "keys": {key_name} = ["local:NAME"], or pass --key {key_name}=URI',
                 code="config-missing",
             )
-        return tuple(self.get(uri) for uri in uris)
+        return tuple(self.get(uri, key_name=key_name) for uri in uris)
 
-    def rank(self, uri: str) -> int:
+    def rank(self, uri: str, *, key_name: str) -> int:
         """Where the configuration names the URI: wrappings are tried in this order."""
-        return self._trusted.index(uri) if uri in self._trusted else len(self._trusted)
+        trusted = self._trusted(key_name)
+        return trusted.index(uri) if uri in trusted else len(trusted)
 
-    def get(self, uri: str) -> MasterKey:
-        """The master key of a trusted URI. Raises `UntrustedKeyError` for any other."""
-        service = self._service(uri)
-        if uri not in self._trusted and not service.trusts(uri):
+    def get(self, uri: str, *, key_name: str) -> MasterKey:
+        """The master key of a URI trusted for this key name. Raises `UntrustedKeyError` for any other."""
+        scheme = uri.partition(":")[0]
+        trusted = uri in self._trusted(key_name)
+        if not trusted and (scheme == "local" or scheme in self._services):
+            trusted = self._service(scheme).trusts(uri)
+        if not trusted:
             raise UntrustedKeyError(
-                f"the master key {uri!r} is not trusted by this configuration",
+                f"the master key {uri!r} is not trusted for key name {key_name!r} by this configuration",
                 hint=f'if you expect it, add it to trust.master_keys: master_keys = ["{uri}"]',
             )
-        return service.master_key(uri)
+        return self._service(scheme).master_key(uri)
 
-    def _service(self, uri: str) -> Kms:
-        scheme = uri.partition(":")[0]
+    def _trusted(self, key_name: str) -> tuple[str, ...]:
+        return (*self.config.trust.master_keys, *self.config.keys.get(key_name, ()))
+
+    def _service(self, scheme: str) -> Kms:
         with self._lock:
             if scheme not in self._services:
                 self._services[scheme] = self._load(scheme)

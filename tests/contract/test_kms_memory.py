@@ -74,9 +74,9 @@ def test_a_forgotten_key_is_not_found() -> None:
 
 def test_names_are_trusted_only_when_told_to() -> None:
     with pytest.raises(UntrustedKeyError):
-        MasterKeys(Config(), extra={"memory": InMemoryKms(["a"])}).get("memory:a")
+        MasterKeys(Config(), extra={"memory": InMemoryKms(["a"])}).get("memory:a", key_name="footer")
     trusted = InMemoryKms(["a"], trusted=True)
-    assert MasterKeys(Config(), extra={"memory": trusted}).get("memory:a").uri == "memory:a"
+    assert MasterKeys(Config(), extra={"memory": trusted}).get("memory:a", key_name="footer").uri == "memory:a"
     assert not trusted.trusts("memory:b")
 
 

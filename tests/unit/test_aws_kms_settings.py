@@ -111,7 +111,7 @@ def test_an_alias_in_the_configuration_does_not_make_its_arn_trusted() -> None:
     keys = MasterKeys(Config(keys={"footer": ("aws-kms:alias/footer",)}))
     assert keys.for_key_name("footer")[0].uri == "aws-kms:alias/footer"
     with pytest.raises(UntrustedKeyError) as refused:
-        keys.get(f"aws-kms:{ARN}")
+        keys.get(f"aws-kms:{ARN}", key_name="footer")
     assert ARN in refused.value.hint
 
 
@@ -120,7 +120,7 @@ def test_the_example_configuration_reaches_its_keys() -> None:
     keys = MasterKeys(config)
     assert [len(keys.for_key_name(name)) for name in config.policy.key_names] == [1, 2]
     for uri in config.trust.master_keys:
-        assert keys.get(uri).uri == uri
+        assert keys.get(uri, key_name="footer").uri == uri
     assert AwsKmsTable.parse(config.kms["aws-kms"]) == AwsKmsTable(region="eu-central-1")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from specimen import DATASET_ID, KEK_IDS, master_keys, record
 
+from encpipe.config import Config
 from encpipe.errors import (
     ConfigError,
     EncpipeError,
@@ -27,6 +28,7 @@ from encpipe.errors import (
 )
 from encpipe.keyring import RENEWAL_PAUSE_SECONDS, DatasetKeys
 from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey
+from encpipe.kms.registry import MasterKeys
 from encpipe.manifest import KekRecord, check_commitment
 from encpipe.testing import FaultyKms, InMemoryKms
 
@@ -193,12 +195,12 @@ def test_wrappings_are_tried_in_the_order_of_the_configuration(world: World) -> 
         def __init__(self) -> None:
             self.keys = master_keys(world.kms, "memory:c", "memory:a")
 
-        def rank(self, uri: str) -> int:
-            return self.keys.rank(uri)
+        def rank(self, uri: str, *, key_name: str) -> int:
+            return self.keys.rank(uri, key_name=key_name)
 
-        def get(self, uri: str) -> MasterKey:
+        def get(self, uri: str, *, key_name: str) -> MasterKey:
             order.append(uri)
-            return self.keys.get(uri)
+            return self.keys.get(uri, key_name=key_name)
 
     world.kms.fail("denied")
     with pytest.raises(KeyAccessDeniedError):
@@ -264,14 +266,14 @@ def test_a_kek_of_another_length_is_refused(world: World) -> None:
             return Secret(b"short")
 
     with pytest.raises(UnwrapError, match="no 256-bit key"):
-        world.keys(master_keys=_Fixed(lambda _: Short()), check=lambda *_: None).kek(PII)
+        world.keys(master_keys=_Fixed(lambda _, **__: Short()), check=lambda *_: None).kek(PII)
 
 
 class _Fixed:
-    def __init__(self, get: Callable[[str], MasterKey]) -> None:
+    def __init__(self, get: Callable[..., MasterKey]) -> None:
         self.get = get
 
-    def rank(self, uri: str) -> int:
+    def rank(self, uri: str, *, key_name: str) -> int:
         return 0
 
 
@@ -325,7 +327,7 @@ def test_of_several_failures_the_telling_one_is_reported(
 ) -> None:
     waiting = failures[::-1] if reverse else list(failures)
 
-    def get(uri: str) -> MasterKey:
+    def get(uri: str, *, key_name: str) -> MasterKey:
         raise waiting.pop(0)
 
     with pytest.raises(reported) as raised:
@@ -459,3 +461,16 @@ def test_a_kek_put_here_ages_too(world: World) -> None:
     world.now += 101.0
     assert keys.kek(PII) == world.kek
     assert world.kms.unwraps == 1
+
+
+def test_a_master_key_of_one_key_name_opens_no_other(world: World) -> None:
+    config = Config(keys={"footer": ("memory:a",), "pii": ("memory:b",)})
+    keys = MasterKeys(config, extra={"memory": world.kms})
+    assert keys.get("memory:b", key_name="pii").uri == "memory:b"
+    with pytest.raises(UntrustedKeyError, match="key name 'footer'"):
+        keys.get("memory:b", key_name="footer")
+
+
+def test_an_untrusted_scheme_loads_no_back_end(world: World) -> None:
+    with pytest.raises(UntrustedKeyError):
+        MasterKeys(Config()).get("no-such-scheme:x", key_name="footer")
