@@ -164,11 +164,28 @@ class Terminal:
         )
         os.close(slave)
         self.seen = ""
+        self._read_to = 0
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._fd)
+
+    def answer(self, before: str, prompt: str, answer: str) -> None:
+        """Wait for a message, then for a whole prompt after it, then type."""
+        for text in (before, prompt, ": "):
+            self.wait_for(text)
+        self.send(f"{answer}\n")
 
     def wait_for(self, text: str) -> None:
-        while text not in self.seen:
+        """Read on until `text` comes, after what was waited for before."""
+        while self.seen.find(text, self._read_to) < 0:
             more = self._read()
-            assert more, f"never saw {text!r} in {self.seen!r}"
+            assert more, f"never saw {text!r} in {self.seen[self._read_to :]!r}"
+        self._read_to = self.seen.find(text, self._read_to) + len(text)
 
     def send(self, text: str) -> None:
         os.write(self._fd, text.encode())
@@ -176,7 +193,6 @@ class Terminal:
     def end(self) -> int:
         while self._read():
             pass
-        os.close(self._fd)
         return self._process.wait()
 
     def _read(self) -> str:
@@ -189,29 +205,25 @@ class Terminal:
 
 
 def test_a_terminal_is_asked_twice_for_a_new_passphrase_and_never_shown_one(home: Path) -> None:
-    terminal = Terminal("init")
-    for prompt, answer in (
-        ("new passphrase", "short\n"),
-        ("at least 8 characters", ""),
-        (": ", "correct horse\n"),
-        ("the same again: ", "correct house\n"),
-        ("the two differ", "correct horse\n"),
-    ):
-        terminal.wait_for(prompt)
-        terminal.send(answer)
-        terminal.seen = terminal.seen.partition(prompt)[2] if prompt != "the two differ" else ""
-    terminal.wait_for("the same again: ")
-    terminal.send("correct horse\n")
-    assert terminal.end() == 0
-    assert "a lost keyring is lost data" in terminal.seen
-    assert "horse" not in terminal.seen
+    with Terminal("init") as terminal:
+        for before, prompt, answer in (
+            ("", "new passphrase", "short"),
+            ("at least 8 characters", "new passphrase", "correct horse"),
+            ("", "the same again", "correct house"),
+            ("the two differ", "new passphrase", "correct horse"),
+            ("", "the same again", "correct horse"),
+        ):
+            terminal.answer(before, prompt, answer)
+        assert terminal.end() == 0
+        assert "a lost keyring is lost data" in terminal.seen
+        assert "horse" not in terminal.seen
 
 
 def test_ctrl_c_at_a_prompt_writes_nothing(home: Path) -> None:
-    terminal = Terminal("init")
-    terminal.wait_for("new passphrase")
-    terminal.send("\x03")
-    assert terminal.end() == 130
-    assert "stopped" in terminal.seen
-    assert "Traceback" not in terminal.seen
+    with Terminal("init") as terminal:
+        terminal.wait_for("new passphrase")
+        terminal.send("\x03")
+        assert terminal.end() == 130
+        assert "stopped" in terminal.seen
+        assert "Traceback" not in terminal.seen
     assert list(home.iterdir()) == []
