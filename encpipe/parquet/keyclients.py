@@ -35,7 +35,8 @@ class WrappingClient(pe.KmsClient):  # type: ignore[misc]  # PyArrow ships no ty
 def encryption_properties(client: pe.KmsClient, footer_key: str, groups: Mapping[str, list[str]]) -> Any:
     config = pe.EncryptionConfiguration(
         footer_key=footer_key,
-        column_keys=groups,
+        column_keys=groups or None,
+        uniform_encryption=not groups,
         encryption_algorithm="AES_GCM_V1",
         plaintext_footer=False,
         double_wrapping=False,

@@ -79,7 +79,8 @@ class SealedFile:
             metadata = reader.metadata
             vector = (metadata.metadata or {}).get(COMMITMENTS_FIELD, b"")
             row_groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        if not client.footer_asked or digest(Label.DEK_VECTOR, vector) != self.entry.columns_commitment:
+        leaves = self._committed_leaves(vector)
+        if not client.footer_asked or leaves is None or not (leaves or self.layout.is_uniform):
             raise IntegrityError(
                 f"file {self.entry.path} is not the one that was committed: its footer differs",
                 hint="restore the file from a copy you trust",
@@ -98,8 +99,14 @@ class SealedFile:
                 hint="restore the file from a copy you trust",
                 code="file-rows",
             )
-        leaves = strictjson.loads(vector, what=f"the key list of file {self.entry.path}", code="file-foreign")
-        client.leaves = {bytes.fromhex(str(text)): leaf for leaf, text in leaves.items()}
+        client.leaves = leaves
+
+    def _committed_leaves(self, vector: bytes) -> dict[bytes, str] | None:
+        """DEK commitment -> leaf path, empty where one DEK seals the whole file; None for a foreign list."""
+        if digest(Label.DEK_VECTOR, vector) != self.entry.columns_commitment:
+            return None
+        found = strictjson.loads(vector, what=f"the key list of file {self.entry.path}", code="file-foreign")
+        return {bytes.fromhex(str(text)): leaf for leaf, text in found.items()}
 
 
 class Handle:
@@ -150,6 +157,8 @@ class Handle:
             self._check_asked(leaves)
 
     def _check_asked(self, leaves: Sequence[str]) -> None:
+        if not self.client.leaves:  # one DEK seals the whole file, and the footer opened with it
+            return
         asked = self.client.asked_leaves()
         unasked = [leaf for leaf in leaves if leaf not in asked]
         if unasked:

@@ -23,6 +23,11 @@ class Layout:
         """How a file names the KEK: `<key name>.<KEK id>`."""
         return f"{key_name}.{self.keks[key_name]}"
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all columns fall under the footer key: then one DEK seals the whole file."""
+        return set(self.columns.values()) <= {self.footer_key}
+
     def key_names(self, leaves: Sequence[str]) -> set[str]:
         """The key names that reading these leaves needs, the footer key included."""
         return {self.footer_key, *(self.columns[leaf] for leaf in leaves)}

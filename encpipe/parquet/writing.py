@@ -49,12 +49,12 @@ class SealedWriter:
         keys: DatasetKeys,
         compression: str = "snappy",
     ) -> None:
-        groups = _grouped(layout)
+        groups = {} if layout.is_uniform else _grouped(layout)
         client = WrappingClient(file_id, layout, keys)
         properties = encryption_properties(client, layout.key_id(layout.footer_key), groups)
         leaves = [leaf for group in groups.values() for leaf in group]
         if len(client.commitments) != 1 + len(leaves):
-            raise EncpipeError("PyArrow made another number of data keys than there are columns")
+            raise EncpipeError("PyArrow made another number of data keys than was asked for")
         self._footer_commitment, *columns = client.commitments
         self._vector = strictjson.dumps({leaf: c.hex() for leaf, c in zip(leaves, columns, strict=True)})
         self._row_groups: list[int] = []
