@@ -75,6 +75,8 @@ def checked_fragment(
     try:
         handle.check_chunks(leaves)
         client = _FragmentClient(file.entry, file.layout, file.keys, handle.client.leaves)
+        # with `max_key_age` a KEK may be refused later, and a refusal in there would abort the process
+        client.learn_from(handle.client)
         _read_ahead.serve(remote=file.pre_buffer)
     finally:
         handle.close()

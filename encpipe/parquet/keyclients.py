@@ -83,6 +83,11 @@ class UnwrappingClient(pe.KmsClient):  # type: ignore[misc]  # PyArrow ships no 
             dek = self._deks[wrapped] = self._unwrap(wrapped, key_id)
         return dek
 
+    def learn_from(self, other: UnwrappingClient) -> None:
+        """Hold the DEKs that another client of this file has unwrapped and checked."""
+        self._deks.update(other._deks)
+        self._leaf_of.update(other._leaf_of)
+
     def start_read(self) -> None:
         """Forget which leaves were asked for."""
         self._asked.clear()
