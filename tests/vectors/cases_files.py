@@ -256,3 +256,9 @@ def file_column_added(m: Materials) -> DatasetSim:
 def file_nullability_changed(m: Materials) -> DatasetSim:
     """Columns are required instead of optional: committed pages of theirs would decode to something else."""
     return _forged(m, "other-nullability")
+
+
+@bad_file("IntegrityError", "file-foreign", verify={"problems": ["file-foreign"]})
+def file_without_column_deks(m: Materials) -> DatasetSim:
+    """One DEK for the whole file in a dataset with a column key, and the list commits to it."""
+    return m.dataset("one-dek")

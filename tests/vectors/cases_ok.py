@@ -56,11 +56,21 @@ def ok_two_files(m: Materials) -> DatasetSim:
 
 @ok(ALPHA_ROWS)
 def ok_one_key_name(m: Materials) -> DatasetSim:
-    """Everything under the footer key."""
+    """Everything under the footer key, each column with a DEK of its own."""
+    return _one_key_name(m, "one-key")
+
+
+@ok(ALPHA_ROWS)
+def ok_one_dek(m: Materials) -> DatasetSim:
+    """Everything under the footer key, one DEK for footer and columns (Parquet's uniform mode)."""
+    return _one_key_name(m, "one-dek")
+
+
+def _one_key_name(m: Materials, file: str) -> DatasetSim:
     keks = {"footer": KEKS["footer"]}
     sim = m.unwrapped(keks, "d0" * 16, columns={"id": FOOTER_ID, "name": FOOTER_ID})
     sim.add_wrapping("footer", m.wrapping(sim, "footer", "main"))
-    sim.add_file(m.files["one-key"])
+    sim.add_file(m.files[file])
     return sim
 
 

@@ -119,6 +119,7 @@ def make_files() -> dict[str, SimFile]:
         "added-column": forged(
             {**COLUMNS, "extra": FOOTER_ID}, schema=SCHEMA.append(pa.field("extra", pa.int32()))
         ),
+        "one-dek": forged({}, rows=ALPHA_ROWS, committed={}, uniform=True),
         "pii-in-clear": forged({"id": FOOTER_ID}, rows=lies),
         "pii-under-footer-dek": forged({}, rows=lies, uniform=True),
         "pii-under-footer-kek": forged(footer_only, rows=lies),
