@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from encpipe.errors import ConfigError, EncpipeError, ManifestError
 from encpipe.filelist import FileList
-from encpipe.parquet import SchemaOnDisk
+from encpipe.parquet import SchemaOnDisk, count_leaves
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 OnMissingKey = Literal["error", "skip", "null"]
 MISSING_KEY_MARK: Final = b"encpipe.missing_key"
@@ -25,8 +25,8 @@ MISSING_KEY_MARK: Final = b"encpipe.missing_key"
 class Projection:
     """What a scan reads and gives.
 
-    `leaves` are read from the files, `partitions` filled in from the file list, `nulls` filled with null;
-    `read_names` are top-level columns needed for the filter or the result, `schema` is the result's.
+    `leaves` are read from the files, `partitions` filled in from the file list; `schema` is the result's,
+    `file_schema` that of the leaves. What is in neither is filled with null.
     """
 
     schema: pa.Schema
@@ -39,17 +39,6 @@ def partition_value(text: str | None, kind: pa.DataType) -> pa.Scalar:
     """A partition value from its text in the file list."""
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.scalar(text, pa.string()).cast(plain)
-
-
-def count_leaves(kind: pa.DataType) -> int:
-    """How many leaf columns Parquet makes of a type."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return count_leaves(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return count_leaves(kind.value_type)
-    if kind.num_fields == 0:
-        return 1
-    return sum(count_leaves(kind.field(i).type) for i in range(kind.num_fields))
 
 
 class Columns:

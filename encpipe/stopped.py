@@ -52,6 +52,7 @@ class StoppedWrites:
         """The stopped write that the call goes on with, or that it finds committed; owned until `held` ends.
 
         Live writers are left alone, what a finished one did not get to remove is removed. Raises
+        `ConflictError` `locked` when a live one, or one whose lease has not run out, does this very write;
         `EncpipeError` `source-changed` for a stopped write of another source or setting, `ManifestError`
         `journal` for an edited one; with `restart` both are thrown away instead.
         """
@@ -59,13 +60,30 @@ class StoppedWrites:
             with ExitStack() as mine:
                 try:
                     mine.enter_context(self.storage.hold(journals.lock_path(writer_id)))
-                except ConflictError:
+                except ConflictError as error:
+                    self._refuse_twin(writer_id, error)
                     continue
                 stopped = self._take(writer_id, base)
                 if stopped is not None:
                     held.enter_context(mine.pop_all())
                     return stopped
         return None
+
+    def _refuse_twin(self, writer_id: str, locked: ConflictError) -> None:
+        """Raise when the live journal is of this very write: done twice at once, one of them is for nothing;
+        and where an owner holds a lease, it may have been stopped a moment ago."""
+        if self.digest is None or self.restart:
+            return
+        try:
+            _, journal = self._open(journals.load(self.storage, writer_id))
+        except (ManifestError, StorageError):  # it ends just now, or was edited: not this call's business
+            return
+        if journal.digest == self.digest:
+            raise ConflictError(
+                f"the same write is under way ({journal.owner}), or was stopped a moment ago",
+                hint=locked.hint,
+                code="locked",
+            )
 
     def _take(self, writer_id: str, base: State | None) -> Stopped | None:
         try:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from encpipe.parquet.keyclients import UnwrappingClient
 from encpipe.parquet.reading import Handle, SealedFile, translated
-from encpipe.parquet.schema import Layout, SchemaOnDisk
+from encpipe.parquet.schema import Layout, SchemaOnDisk, count_leaves
 from encpipe.parquet.writing import Sealed, SealedWriter
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "SealedFile",
     "SealedWriter",
     "UnwrappingClient",
+    "count_leaves",
     "translated",
 ]

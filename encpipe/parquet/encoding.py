@@ -7,10 +7,12 @@ that random numbers and ids get a useless dictionary in front: larger, and slowe
 from __future__ import annotations
 
 import math
-from collections import deque
+from itertools import islice
 from typing import Final
 
 import pyarrow as pa
+
+from encpipe.parquet.schema import count_leaves
 
 SAMPLE_VALUES: Final = 16_384
 DICTIONARY_LIMIT_BYTES: Final = 1 << 20
@@ -31,26 +33,26 @@ def dictionary_leaves(table: pa.Table, leaves: tuple[str, ...]) -> list[str]:
     Leaves inside structs and maps are left to PyArrow (a dictionary is tried).
     """
     plain = set()
-    rest = deque(leaves)  # in the order of the columns
-    for name, column in zip(table.schema.names, table.columns, strict=True):
-        mine = [rest.popleft()]
-        while mine[0] != name and rest and rest[0].startswith(name + "."):
-            mine.append(rest.popleft())
+    rest = iter(leaves)  # in the order of the columns
+    for column in table.columns:
+        mine = list(islice(rest, count_leaves(column.type)))
         if len(mine) == 1 and not _worth_a_dictionary(column, len(table)):
             plain.add(mine[0])
     return [leaf for leaf in leaves if leaf not in plain]
 
 
 def _worth_a_dictionary(column: pa.ChunkedArray, rows: int) -> bool:
-    sample = column.chunk(0).slice(0, SAMPLE_VALUES)
     import pyarrow.compute as pc  # 50 ms, and only writers need it
 
+    sample = column.chunk(0).slice(0, SAMPLE_VALUES)
     values = _leaf_values(sample)
     if values is None or not len(values):
         return True
     total = len(values) * rows / len(sample)
     values = values.slice(0, SAMPLE_VALUES).drop_null()
-    width = max(1.0, values.nbytes / max(1, len(values)))
+    if not len(values):
+        return True
+    width = max(1.0, values.nbytes / len(values))
     return expected_share(pc.count_distinct(values).as_py(), len(values), width, total) < _WORTH_IT
 
 

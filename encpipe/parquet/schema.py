@@ -46,6 +46,17 @@ def _leaf(column: pq.ColumnSchema) -> tuple[object, ...]:
     return (column.path, column.physical_type, column.length, str(column.logical_type), *levels)
 
 
+def count_leaves(kind: pa.DataType) -> int:
+    """How many leaf columns Parquet makes of a type."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return count_leaves(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return count_leaves(kind.value_type)
+    if kind.num_fields == 0:
+        return 1
+    return sum(count_leaves(kind.field(i).type) for i in range(kind.num_fields))
+
+
 class SchemaOnDisk:
     """What Parquet makes of an Arrow schema, asked of PyArrow through an empty file in memory.
 

@@ -76,7 +76,8 @@ def test_names_are_trusted_only_when_told_to() -> None:
     with pytest.raises(UntrustedKeyError):
         MasterKeys(Config(), extra={"memory": InMemoryKms(["a"])}).get("memory:a", key_name="footer")
     trusted = InMemoryKms(["a"], trusted=True)
-    assert MasterKeys(Config(), extra={"memory": trusted}).get("memory:a", key_name="footer").uri == "memory:a"
+    keys = MasterKeys(Config(), extra={"memory": trusted})
+    assert keys.get("memory:a", key_name="footer").uri == "memory:a"
     assert not trusted.trusts("memory:b")
 
 

@@ -15,7 +15,7 @@ import steps
 from scene import Scene, ended, forked, ids, on_s3, people, save
 from servers.seaweed import Seaweed
 
-from encpipe import Config, EncpipeError, KeyNotFoundError, ManifestError, Policy, StorageError
+from encpipe import Config, ConflictError, EncpipeError, KeyNotFoundError, ManifestError, Policy, StorageError
 from encpipe.storage import s3_lease
 
 OLD, NEW = list(range(6)), list(range(10, 22))
@@ -204,6 +204,21 @@ def test_another_source_or_setting_is_refused_until_restart(
     assert log.count("create_file") == report.files
     assert scene.verify().unlisted == (), "the finished file of the first run is gone, too"
     scene.check_whole()
+
+
+def test_the_same_write_is_not_done_twice_at_once(
+    scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On S3 this is also what a second run meets until the lease of a killed one has run out."""
+    stop(monkeypatch, lambda: scene.write(source, workers=1), "create_file", nth=2)
+    (journal,) = [path for path in scene.objects() if path.endswith("/journal.json")]
+    before = set(scene.objects())
+    with scene.storage().hold(journal.replace("journal.json", "lock")):
+        with pytest.raises(ConflictError, match="the same write is under way") as refused:
+            scene.write(source)
+        assert refused.value.code == "locked"
+    assert set(scene.objects()) == before
+    assert scene.write(source).resumed_files == 1
 
 
 def test_a_live_owner_is_left_alone(scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
