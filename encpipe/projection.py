@@ -162,9 +162,17 @@ def columns_of(files: FileList, key_names: Collection[str]) -> Columns:
 def filter_columns(expression: pc.Expression, schema: pa.Schema) -> tuple[str, ...]:
     """The top-level columns that a filter refers to.
 
-    PyArrow does not tell, so it is found by binding the filter to ever smaller schemas.
-    Raises `ConfigError` `filter` for a filter that does not fit the schema.
+    PyArrow does not tell, so it is found by binding the filter to ever smaller schemas, first of the columns
+    whose names occur in its text. Raises `ConfigError` `filter` for a filter that does not fit the schema, or
+    that names a column by its position: positions differ between dataset, file and result.
     """
+    text = str(expression)
+    if "FieldPath(" in text:
+        raise ConfigError(
+            "the filter names a column by its position",
+            hint='name it: pyarrow.compute.field("name")',
+            code="filter",
+        )
     try:
         _bind(expression, list(schema))
     except (pa.ArrowException, TypeError) as error:
@@ -173,7 +181,17 @@ def filter_columns(expression: pc.Expression, schema: pa.Schema) -> tuple[str, .
             hint="check column names and types; .schema shows them",
             code="filter",
         ) from None
-    return tuple(field.name for field in _needed(expression, list(schema), []))
+    likely = [field for field in schema if field.name in text]
+    fields = likely if _binds(expression, likely) else list(schema)
+    return tuple(field.name for field in _needed(expression, fields, []))
+
+
+def _binds(expression: pc.Expression, fields: list[pa.Field]) -> bool:
+    try:
+        _bind(expression, fields)
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _bind(expression: pc.Expression, fields: list[pa.Field]) -> None:
@@ -182,11 +200,7 @@ def _bind(expression: pc.Expression, fields: list[pa.Field]) -> None:
 
 def _needed(expression: pc.Expression, fields: list[pa.Field], kept: list[pa.Field]) -> list[pa.Field]:
     """Of `fields`, those without which the filter does not bind (`kept` are always there)."""
-    try:
-        _bind(expression, kept)
-    except pa.ArrowException:
-        pass
-    else:
+    if _binds(expression, kept):
         return []
     if len(fields) == 1:
         return fields
