@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from encpipe.manifest import check_commitment
 from encpipe.state import State, read_manifest
 from encpipe.storage import Storage
 
-_HASH_CHUNK_BYTES: Final = 4 << 20
 _RESTART: Final = "start the write anew with --restart"
 
 
@@ -190,7 +188,7 @@ def finished(
     done = {}
     for n in records.numbers():
         entry = records.read(n, partitions)
-        if n < files and _sha256(storage, entry) == entry.sha256:
+        if n < files and _is_as_recorded(storage, entry):
             done[n] = entry
             continue
         raise ManifestError(
@@ -201,13 +199,10 @@ def finished(
     return done
 
 
-def _sha256(storage: Storage, entry: FileEntry) -> bytes:
-    digest = hashlib.sha256()
+def _is_as_recorded(storage: Storage, entry: FileEntry) -> bool:
     try:
-        with storage.open_input(entry.path) as source:
-            while chunk := source.read(_HASH_CHUNK_BYTES):
-                digest.update(chunk)
+        return storage.sha256(entry.path) == entry.sha256
     except StorageError as error:
         if error.code != "not-found":
             raise
-    return digest.digest()
+        return False

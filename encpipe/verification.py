@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,6 @@ from encpipe.sealing import ProgressCallback, Tally
 from encpipe.state import MANIFEST_PATH, State, load_state, read_list
 from encpipe.storage import Storage
 
-_CHUNK_BYTES: Final = 4 << 20
 _OWN_PATHS: Final = (MANIFEST_PATH, "_encpipe/lock")
 _PENDING: Final = "_encpipe/pending/"
 
@@ -136,7 +134,7 @@ class _FileCheck:
         try:
             self.dataset.check_file(entry)
             if self.deep:
-                self._check_hash(entry)
+                self._check_bytes(entry)
                 for table in self.dataset.scan(files=[entry], threads=1).tables():
                     del table
         except (IntegrityError, StorageError) as error:
@@ -145,12 +143,8 @@ class _FileCheck:
             tally.add(files=1, rows=entry.rows, size=entry.size)
         return None
 
-    def _check_hash(self, entry: FileEntry) -> None:
-        digest = hashlib.sha256()
-        with self.storage.open_input(entry.path) as source:
-            while chunk := source.read(_CHUNK_BYTES):
-                digest.update(chunk)
-        if digest.digest() != entry.sha256:
+    def _check_bytes(self, entry: FileEntry) -> None:
+        if self.storage.sha256(entry.path) != entry.sha256:
             raise IntegrityError(f"file {entry.path} has other bytes than committed", code="file-hash")
 
 

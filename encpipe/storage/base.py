@@ -7,15 +7,18 @@ Every method raises `StorageError` (codes `not-found`, `exists`, `storage-denied
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import pyarrow as pa
 from pyarrow import fs
+
+_PIECE_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,14 @@ class Storage(ABC):
 
         Never a Python object behind the scenes: PyArrow may abort at exit with one (docs/adr).
         """
+
+    def sha256(self, path: str) -> bytes:
+        """SHA-256 of the whole object, read piece by piece. Raises `StorageError` `not-found`."""
+        digest = hashlib.sha256()
+        with self.open_input(path) as source:
+            while piece := source.read(_PIECE_BYTES):
+                digest.update(piece)
+        return digest.digest()
 
     @abstractmethod
     def arrow_path(self, path: str) -> tuple[fs.FileSystem, str]:
