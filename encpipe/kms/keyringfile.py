@@ -34,7 +34,7 @@ class KeyringFile:
     """One keyring file and the way to unlock it.
 
     All methods raise `ConfigError` (`config-missing`, `exists`, `keyring-permissions`), `IntegrityError`
-    (`keyring-damaged`, `format-newer`) or `StorageError`; those that unlock also `KeyAccessDeniedError`
+    (`keyring-damaged`, `format-newer`) or `StorageError`; those that unlock also `KmsError`
     (`passphrase-wrong`), and those that name a key `KeyNotFoundError`. What fails changes nothing.
     """
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Final, Literal, NoReturn, cast
 
 from encpipe import aead, strictjson
 from encpipe.aead import Label
-from encpipe.errors import ConfigError, DecryptionError, FormatError, IntegrityError, KeyAccessDeniedError
+from encpipe.errors import ConfigError, DecryptionError, FormatError, IntegrityError, KmsError
 from encpipe.keys import KEY_BYTES, KEY_NAME, Secret
 from encpipe.kms.keyringkeys import MAX_KEYS, MAX_VERSION, MAX_VERSIONS, STATES, Keyring, KeyVersion
 
@@ -98,12 +98,12 @@ class SealedKeyring:
     def open(self, root: Secret) -> Keyring:
         """The master keys, opened with the root key that the passphrase or key file gives.
 
-        Raises `KeyAccessDeniedError` `passphrase-wrong` for another root key, `IntegrityError`
-        `keyring-damaged` for edited bytes.
+        Raises `KmsError` `passphrase-wrong` for another root key, `IntegrityError` `keyring-damaged` for
+        edited bytes. The former is no denial: readers that go on without a denied key must not go on here.
         """
         if not compare_digest(_commitment(root, self.protection.salt), self._commitment):
             noun = "passphrase" if self.protection.kind == "passphrase" else "key file"
-            raise KeyAccessDeniedError(
+            raise KmsError(
                 f"this {noun} does not open {self.what}",
                 hint=f"check the {noun}: without the right one nobody can open this keyring",
                 code="passphrase-wrong",

@@ -19,7 +19,7 @@ from typing import Final
 
 from encpipe import aead
 from encpipe.aead import Label
-from encpipe.errors import ConfigError, DecryptionError, KeyAccessDeniedError, UnwrapError
+from encpipe.errors import ConfigError, DecryptionError, KmsError, UnwrapError
 from encpipe.keys import KEY_BYTES, KEY_NAME, KeyContext, MasterKey, Secret, WrappedKey
 from encpipe.kms.base import KmsSettings
 from encpipe.kms.keyringfile import KeyringFile
@@ -97,7 +97,7 @@ class LocalKms:
         """
         message = _HANDOVER_VERSION + self._root(self._file.read() if self._file else None).reveal()
         if os.write(fd, message) != len(message):
-            raise KeyAccessDeniedError("the unlocked keyring could not be handed to a child process")
+            raise KmsError("the unlocked keyring could not be handed to a child process")
 
     def receive_unlocked(self, fd: int) -> None:
         """Take over what the parent process sends on a pipe: no prompt, no Argon2id here."""
@@ -105,7 +105,7 @@ class LocalKms:
         while len(message) < 1 + KEY_BYTES and (more := os.read(fd, 1 + KEY_BYTES - len(message))):
             message += more
         if len(message) != 1 + KEY_BYTES or not message.startswith(_HANDOVER_VERSION):
-            raise KeyAccessDeniedError(
+            raise KmsError(
                 "the parent process did not hand over the unlocked keyring",
                 hint='set keyring.unlock to "env:NAME", "file:PATH" or "key-file:PATH"',
             )

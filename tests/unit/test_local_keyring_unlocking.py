@@ -8,16 +8,18 @@ import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from encpipe import aead
+from encpipe import Config, MasterKeys, Policy, aead, open_dataset, write_dataset
 from encpipe.config import KeyringConfig
 from encpipe.errors import (
     ConfigError,
     IntegrityError,
-    KeyAccessDeniedError,
     KeyNotFoundError,
+    KmsError,
     StorageError,
     UnwrapError,
 )
@@ -27,6 +29,7 @@ from encpipe.kms.keyringfile import KeyringFile
 from encpipe.kms.keyringformat import KdfParams
 from encpipe.kms.local import LocalKms
 from encpipe.kms.unlock import PassphraseUnlock, create_key_file
+from encpipe.testing import InMemoryKms
 
 CONTEXT = KeyContext("0" * 32, "footer", "1" * 32)
 PASSPHRASE = "correct horse"
@@ -98,20 +101,42 @@ def test_the_person_asked_is_told_what_for(path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", ["", "Correct horse", PASSPHRASE + " ", "x" * 2000, "\udc80"])
 def test_a_wrong_passphrase_is_refused(path: Path, wrong: str) -> None:
-    with pytest.raises((KeyAccessDeniedError, ConfigError)):
+    with pytest.raises((KmsError, ConfigError)):
         use(service(path, "prompt", lambda _: wrong))
 
 
 def test_a_wrong_passphrase_and_damage_are_told_apart(path: Path) -> None:
-    assert refusal(service(path, "prompt", lambda _: "wrong"), KeyAccessDeniedError) == "passphrase-wrong"
+    assert refusal(service(path, "prompt", lambda _: "wrong"), KmsError) == "passphrase-wrong"
     path.write_bytes(path.read_bytes().replace(b'"commitment":"', b'"commitment":"A', 1))
     assert refusal(service(path, "prompt", lambda _: PASSPHRASE), IntegrityError) == "keyring-damaged"
+
+
+def test_a_wrong_passphrase_is_no_missing_key(path: Path, tmp_path: Path) -> None:
+    """A denied key's columns may be skipped; a typing mistake must not look like that."""
+    keys = {"footer": ("memory:main",), "pii": ("local:default",)}
+    memory = InMemoryKms(["main"])
+
+    def access(passphrase: str) -> dict[str, Any]:
+        private(tmp_path / "passphrase", passphrase)
+        config = Config(keyring=KeyringConfig(path, f"file:{tmp_path / 'passphrase'}"), keys=keys)
+        return {"config": config, "master_keys": MasterKeys(config, extra={"memory": memory})}
+
+    table, url = pa.table({"id": [1], "name": ["n"]}), tmp_path / "dataset"
+    write_dataset(table, url, policy=Policy(columns={"pii": ("name",)}), **access(PASSPHRASE))
+    for outcome in ("error", "skip", "null"):
+        with (
+            pytest.raises(KmsError) as refused,
+            open_dataset(url, on_missing_key=outcome, **access("wrong")) as dataset,
+        ):
+            dataset.to_table()
+        assert type(refused.value) is KmsError
+        assert refused.value.code == "passphrase-wrong"
 
 
 def test_a_wrong_passphrase_is_not_remembered(path: Path) -> None:
     answers = iter(["wrong", PASSPHRASE])
     kms = service(path, "prompt", lambda _: next(answers))
-    assert refusal(kms, KeyAccessDeniedError) == "passphrase-wrong"
+    assert refusal(kms, KmsError) == "passphrase-wrong"
     use(kms)
 
 
@@ -150,7 +175,7 @@ def test_threads_that_wait_for_a_failed_unlock_fail_with_it(path: Path) -> None:
         others = [threads.submit(use, kms) for _ in range(3)]
         go_on.set()
         for call in (first, *others):
-            assert isinstance(call.exception(30), KeyAccessDeniedError)
+            assert isinstance(call.exception(30), KmsError)
 
 
 def test_a_changed_passphrase_is_asked_for_again(path: Path) -> None:
@@ -173,7 +198,7 @@ def test_nothing_to_ask_or_read_is_a_config_error(path: Path, tmp_path: Path) ->
 def test_a_pipe_that_takes_nothing_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kms = service(path, "prompt", lambda _: PASSPHRASE)
     monkeypatch.setattr(os, "write", lambda *_: 0)
-    with pytest.raises(KeyAccessDeniedError):
+    with pytest.raises(KmsError):
         kms.send_unlocked(-1)
 
 
@@ -192,7 +217,7 @@ def test_the_kind_of_protection_must_fit(path: Path, tmp_path: Path) -> None:
     assert refusal(service(tmp_path / "by-file.json", "prompt", lambda _: "x"), ConfigError) == "config"
     create_key_file(tmp_path / "other-key")
     other = service(tmp_path / "by-file.json", f"key-file:{tmp_path / 'other-key'}")
-    assert refusal(other, KeyAccessDeniedError) == "passphrase-wrong"
+    assert refusal(other, KmsError) == "passphrase-wrong"
 
 
 @pytest.mark.parametrize("unlock", ["", "env:", "file:", "prompt:x", "correct horse", "ENV:X"])
@@ -329,7 +354,7 @@ def test_a_handover_that_breaks_off_is_refused(path: Path, message: bytes) -> No
     os.write(writer, message)
     os.close(writer)
     try:
-        with pytest.raises(KeyAccessDeniedError):
+        with pytest.raises(KmsError):
             service(path).receive_unlocked(reader)
     finally:
         os.close(reader)
