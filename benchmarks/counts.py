@@ -63,7 +63,7 @@ def _footer_bytes(path: Path) -> int:
 
 def _chunk_bytes(dataset: encpipe.Dataset, column: str) -> int:
     found = 0
-    for fragment in dataset.to_pyarrow().get_fragments():
+    for fragment in dataset.to_pyarrow(trust_storage_after_the_check=True).get_fragments():
         metadata = fragment.metadata
         leaf = metadata.schema.to_arrow_schema().get_field_index(column)
         for n in range(metadata.num_row_groups):

@@ -18,6 +18,7 @@ from encpipe.access import AnyPath, open_access
 from encpipe.config import Config
 from encpipe.errors import (
     ConfigError,
+    EncpipeError,
     KeyAccessDeniedError,
     KeyNotFoundError,
     ShreddedError,
@@ -54,6 +55,7 @@ def open_dataset(
     min_revision: int | None = None,
     expect_core: str | None = None,
     pin_store: AnyPath | None = None,
+    expect_key_names: Sequence[str] = (),
     generation: int | None = None,
     max_key_age: float | None = None,
     key_grace: float = 0.0,
@@ -62,9 +64,12 @@ def open_dataset(
 
     The master keys that may open it are those the configuration trusts. `on_missing_key` says what becomes
     of columns whose key is denied, absent, shredded or not trusted by this configuration: `error` (when they
-    are read), `skip` (left out) or `null` (null, and marked in the schema); it is decided here once, and
-    never applies to outages or damage.
+    are read), `skip` (left out) or `null` (null, and marked in the schema); of a nested column the parts
+    whose key is missing are left out. It is decided here once, and never applies to outages or damage.
     `expect_*`, `min_*` and `pin_store` refuse another or an older dataset; `generation` opens a retained one.
+    `expect_key_names` are unwrapped here and have to vouch for the dataset: which column falls under which
+    key stands under the footer key only, so who holds that key and can write the storage could else move a
+    column under it and forge it.
     `max_key_age` and `key_grace` are seconds (see `DatasetKeys`).
 
     Raises `ConfigError`, `KmsError`, `IntegrityError` or `StorageError`.
@@ -80,6 +85,8 @@ def open_dataset(
         max_key_age=max_key_age,
         key_grace=key_grace,
     )
+    for name in expect_key_names:
+        state.keys.kek(state.view.core.active(name).id)
     if pin_store is not None:
         PinStore(pin_store).check_and_record(access.storage.url, state.manifest)
     return Dataset(access.storage, state, on_missing_key)
@@ -185,7 +192,14 @@ class Dataset:
         out = self._columns.project(columns, missing=self._missing)
         needed = filter_columns(expression, self._schema) if expression is not None else ()
         self._refuse_missing(needed)
-        extra = [name for name in needed if name not in out.schema.names]
+        extra = [name for name in needed if not self._is_whole(name, out)]
+        in_part = [name for name in extra if name in out.schema.names]
+        if in_part:
+            raise ConfigError(
+                f"the filter uses column {in_part[0]!r}, of which only a part is selected",
+                hint="select the whole column, or none of it",
+                code="filter",
+            )
         read = out
         if extra:
             names = [*(columns if columns is not None else self._schema.names), *extra]
@@ -272,13 +286,30 @@ class Dataset:
             return self.num_rows
         return self.scan([], filter).count_rows()
 
-    def to_pyarrow(self, columns: Sequence[str] | None = None) -> ds.Dataset:
+    def to_pyarrow(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        trust_storage_after_the_check: bool = False,
+    ) -> ds.Dataset:
         """A PyArrow dataset over the encrypted files, each with its own keys.
 
-        For tools that push projection and filter down into PyArrow (DuckDB, Polars). Every file is opened and
-        every column chunk's key checked here. Columns of which a key is missing, or only a part was chosen,
-        are left out: PyArrow reads whole columns. Needs a storage that Arrow itself can read (local, S3).
+        For tools that push projection and filter down into PyArrow (DuckDB, Polars); all others are better
+        served by `scan`. Every file is opened and every column chunk's key checked here. PyArrow then opens
+        the files anew at every scan, and in a dataset with column keys it takes a plaintext file that was put
+        in their place meanwhile. So such a dataset is refused (`unsupported`) unless you say that you trust
+        whoever can write the storage, with `trust_storage_after_the_check`.
+
+        Columns of which a key is missing, or only a part was chosen, are left out: PyArrow reads whole
+        columns. Needs a storage that Arrow itself can read (local, S3).
         """
+        if not (self._layout.is_uniform or trust_storage_after_the_check):
+            raise EncpipeError(
+                "PyArrow would not notice a plaintext file put in the place of one with column keys",
+                hint="use scan() or the dataset itself as an Arrow stream; where nobody else can write the "
+                "storage, to_pyarrow(trust_storage_after_the_check=True)",
+                code="unsupported",
+            )
         projection = self._columns.project(columns, missing=self._missing)
         self._unwrap(projection.leaves)
         names = [name for name in projection.schema.names if self._is_whole(name, projection)]
@@ -298,6 +329,8 @@ class Dataset:
         return fragments.pyarrow_dataset(made, schema, system)
 
     def _is_whole(self, name: str, projection: Projection) -> bool:
+        if name in self._columns.partitions:
+            return name in projection.partitions
         return set(self._columns.leaves(name)) <= set(projection.leaves)
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:

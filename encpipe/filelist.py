@@ -47,7 +47,8 @@ class FileEntry:
 
     `path` is below the dataset; `size` is in bytes; `row_groups` holds the rows of each row group;
     `partition` the values of the partition columns as text, or None for null; `sha256` is over the whole
-    file; `footer_commitment` fixes the footer DEK, `columns_commitment` the DEKs of all leaf columns. `extra`
+    file; `footer_commitment` fixes the footer DEK, `columns_commitment` the DEKs of the leaf
+    columns, none of which there are where one DEK seals the whole file. `extra`
     keeps the fields that this version does not know.
     """
 

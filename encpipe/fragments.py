@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from pyarrow import fs
 
+from encpipe.errors import IntegrityError
 from encpipe.filelist import FileEntry
 from encpipe.parquet import SealedFile, UnwrappingClient, translated
 from encpipe.projection import partition_value
@@ -55,13 +56,21 @@ def surviving(
     handle = file.open(only_keys=True)
     try:
         handle.check_chunks(leaves)
-        with translated(file.entry, handle.client):
+        client = UnwrappingClient(file.entry, file.layout, file.keys, handle.client.leaves)
+        client.learn_from(handle.client)
+        with translated(file.entry, client):
             known = partition_expression(file.entry, schema)
-            fragment = _format(handle.client).make_fragment(handle.source, partition_expression=known)
-            subset = fragment.subset(expression, schema=schema)
-            return [info.id for info in subset.row_groups]
+            fragment = _format(client).make_fragment(handle.source, partition_expression=known)
+            found = [info.id for info in fragment.subset(expression, schema=schema).row_groups]
     finally:
         handle.close()
+    if not client.footer_asked:  # PyArrow read the footer anew, and takes a plaintext one
+        raise IntegrityError(
+            f"file {file.entry.path} was replaced while it was read",
+            hint="restore the file from a copy you trust",
+            code="file-foreign",
+        )
+    return found
 
 
 def checked_fragment(
@@ -69,18 +78,24 @@ def checked_fragment(
 ) -> Any:
     """A fragment for a PyArrow dataset, after every column chunk's key was checked.
 
-    The KEKs of all leaves must have been unwrapped before.
+    PyArrow opens the file anew, at every scan. Where one DEK seals the file it can then be no other; in a
+    file with column keys PyArrow would take plaintext in its place. The KEKs of all leaves must have been
+    unwrapped before.
     """
+    known = partition_expression(file.entry, schema)
     handle = file.open(only_keys=True)
     try:
         handle.check_chunks(leaves)
+        if file.layout.is_uniform:
+            options = ds.ParquetFragmentScanOptions(decryption_properties=handle.client.uniform_properties())
+            form = ds.ParquetFileFormat(default_fragment_scan_options=options)
+            return form.make_fragment(path, system, partition_expression=known)
         client = _FragmentClient(file.entry, file.layout, file.keys, handle.client.leaves)
         # with `max_key_age` a KEK may be refused later, and a refusal in there would abort the process
         client.learn_from(handle.client)
         _read_ahead.serve(remote=file.pre_buffer)
     finally:
         handle.close()
-    known = partition_expression(file.entry, schema)
     return _format(client).make_fragment(path, system, partition_expression=known)
 
 

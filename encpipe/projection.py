@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OnMissingKey = Literal["error", "skip", "null"]
 MISSING_KEY_MARK: Final = b"encpipe.missing_key"
-"""Field metadata of a column that is null because its key was refused; holds the key name."""
+"""Field metadata of a column that is null, or lacks a part, for want of a key; holds the key name."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Columns:
         for field in self._in_files.schema:
             count = count_leaves(field.type)
             self._leaves_of[field.name], rest = tuple(rest[:count]), rest[count:]
+        self._top_of = {leaf: name for name, leaves in self._leaves_of.items() for leaf in leaves}
 
     @property
     def parquet_schema(self) -> pq.ParquetSchema:
@@ -125,16 +126,19 @@ class Columns:
     ) -> pa.Field | None:
         if name in self.partitions:
             return self.schema.field(name)
-        top = name if name in self._leaves_of else name.split(".")[0]
+        top = name if name in self._leaves_of else self._top_of[leaves[0]]
         index = file_schema.get_field_index(top)
+        lacking = [key for key in map(self.key_name, leaves) if key in missing]
         if index >= 0:
-            return file_schema.field(index)
-        key_name = self.key_name(leaves[0])
-        if missing.get(key_name) == "skip":
+            field = file_schema.field(index)
+            return _marked(field, lacking[0]) if lacking and missing[lacking[0]] == "null" else field
+        if missing[lacking[0]] == "skip":
             return None
-        field = self.schema.field(top)
-        mark = {**(field.metadata or {}), MISSING_KEY_MARK: key_name.encode()}
-        return field.with_nullable(True).with_metadata(mark)
+        return _marked(self.schema.field(top), lacking[0]).with_nullable(True)
+
+
+def _marked(field: pa.Field, key_name: str) -> pa.Field:
+    return field.with_metadata({**(field.metadata or {}), MISSING_KEY_MARK: key_name.encode()})
 
 
 def columns_of(files: FileList, key_names: Collection[str]) -> Columns:

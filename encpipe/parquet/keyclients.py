@@ -70,7 +70,7 @@ class UnwrappingClient(pe.KmsClient):  # type: ignore[misc]  # PyArrow ships no 
         self._asked: set[str] = set()
         self.leaves = leaves
         """DEK commitment -> leaf path; None until the footer was read."""
-        self.footer_asked = False
+        self._footers: set[str] = set()
         self.failure: EncpipeError | None = None
 
     def wrap_key(self, dek: bytes, key_id: str) -> NoReturn:
@@ -87,10 +87,16 @@ class UnwrappingClient(pe.KmsClient):  # type: ignore[misc]  # PyArrow ships no 
         """Hold the DEKs that another client of this file has unwrapped and checked."""
         self._deks.update(other._deks)
         self._leaf_of.update(other._leaf_of)
+        self._footers |= other._footers
 
     def start_read(self) -> None:
-        """Forget which leaves were asked for."""
+        """Forget what was asked for."""
         self._asked.clear()
+
+    @property
+    def footer_asked(self) -> bool:
+        """Whether the footer's committed DEK was asked for since `start_read`; plaintext needs none."""
+        return not self._footers.isdisjoint(self._asked)
 
     def asked_leaves(self) -> set[str]:
         """The leaves whose committed DEK was asked for since `start_read`."""
@@ -116,7 +122,7 @@ class UnwrappingClient(pe.KmsClient):  # type: ignore[misc]  # PyArrow ships no 
 
     def _check(self, wrapped: str, commitment: bytes) -> None:
         if commitment == self._entry.footer_commitment:
-            self.footer_asked = True
+            self._footers.add(wrapped)
         elif self.leaves is not None and commitment in self.leaves:
             self._leaf_of[wrapped] = self.leaves[commitment]
         else:
@@ -125,6 +131,14 @@ class UnwrappingClient(pe.KmsClient):  # type: ignore[misc]  # PyArrow ships no 
                 hint="the file was rewritten after it was committed: restore it from a copy you trust",
                 code="dek-commitment",
             )
+
+    def uniform_properties(self) -> Any:
+        """What PyArrow needs to read a file that one DEK seals, without this client; accepts no plaintext.
+
+        To be called after the file was opened through this client.
+        """
+        (wrapped,) = self._footers
+        return pe.create_decryption_properties(self._deks[wrapped], allow_plaintext_files=False)
 
     def decryption_properties(self) -> Any:
         """What PyArrow needs to read the file through this client."""

@@ -227,6 +227,12 @@ def translated(entry: FileEntry, client: UnwrappingClient) -> Iterator[None]:
                 hint="try again; the dataset is unchanged",
                 code="storage-unavailable",
             ) from None
+        if isinstance(error, MemoryError):
+            raise IntegrityError(
+                f"reading file {entry.path} takes more memory than there is",
+                hint="read fewer columns or with fewer threads; if that does not help, the file was changed",
+                code="file-damaged",
+            ) from None
         raise IntegrityError(
             f"file {entry.path} cannot be decrypted or decoded: it was changed after it was written",
             hint="restore the file from a copy you trust",

@@ -296,8 +296,8 @@ WAYS = (
     "dataset.to_table(['id'], pc.field('name') == 'Max')",
     "dataset.count_rows([('name', '=', 'Max')])",
     "dataset.head(1)",
-    "dataset.to_pyarrow().to_table()",
-    "dataset.to_pyarrow().count_rows(filter=pc.field('name') == 'Max')",
+    "dataset.to_pyarrow(trust_storage_after_the_check=True).to_table()",
+    "dataset.to_pyarrow(trust_storage_after_the_check=True).count_rows(filter=pc.field('name') == 'Max')",
     "duckdb.sql('select count(*) from dataset').fetchall()",
     "list(dataset.scan(filter=pc.field('name') > 'A', threads=1))",
 )

@@ -251,7 +251,7 @@ def test_columns_of_a_missing_key_are_skipped(scene: Scene, reads: Reads) -> Non
         assert dataset.schema.field("s").type == pa.struct({"open": pa.int64()})
         table = dataset.to_table()
         assert table.schema.equals(dataset.schema)
-        assert dataset.to_pyarrow().to_table().schema.names == [
+        assert dataset.to_pyarrow(trust_storage_after_the_check=True).to_table().schema.names == [
             name for name in dataset.schema.names if name != "s"
         ]
         assert table.num_rows == 12 * GROUP
@@ -328,7 +328,7 @@ def broken_off(scene: Scene) -> Iterator[Any]:
     yield lambda: next(dataset.scan(["id"], [("c1", ">", 0)], threads=5).tables()).num_rows
     yield lambda: dataset.scan().to_reader().read_next_batch()
     yield lambda: pl.from_arrow(dataset.scan(["id"]).to_reader())
-    yield lambda: dataset.to_pyarrow().head(5)
+    yield lambda: dataset.to_pyarrow(trust_storage_after_the_check=True).head(5)
     yield lambda: _break_off(dataset)
     yield lambda: dataset.scan()
 
@@ -493,7 +493,7 @@ def test_pins(tmp_path: Path) -> None:
 
 
 def test_duckdb_pushes_down_into_the_pyarrow_dataset(scene: Scene) -> None:
-    sealed = scene.open().to_pyarrow()
+    sealed = scene.open().to_pyarrow(trust_storage_after_the_check=True)
     connection = duckdb.connect().register("sealed", sealed)
     query = "select sum(id), count(*), min(name) from sealed where id between 4990 and 5009 and part = 0"
     assert connection.sql(query).fetchall() == [(99_990, 20, "n4990")]
@@ -504,7 +504,7 @@ def test_duckdb_pushes_down_into_the_pyarrow_dataset(scene: Scene) -> None:
     assert sealed.count_rows(filter=pc.field("id") < 1500) == 1500
     assert sealed.to_table(columns=["name"], filter=pc.field("id") == 7).to_pydict() == {"name": ["n7"]}
     with pytest.raises(EncpipeError):
-        scene.knowing("footer").open().to_pyarrow()
+        scene.knowing("footer").open().to_pyarrow(trust_storage_after_the_check=True)
 
 
 def test_streams_into_duckdb_polars_and_pandas(scene: Scene) -> None:
@@ -534,7 +534,7 @@ ENDINGS = {
     "after": "list(dataset.scan())",
     "midway": "rows = iter(dataset.scan()); next(rows)",
     "with a reader": "reader = dataset.scan().to_reader(); reader.read_next_batch()",
-    "with a dataset": "sealed = dataset.to_pyarrow(); sealed.head(1)",
+    "with a dataset": "sealed = dataset.to_pyarrow(trust_storage_after_the_check=True); sealed.head(1)",
     "amid a filter": "tables = dataset.scan(['id'], [('id', '>', 5)]).tables(); next(tables)",
 }
 

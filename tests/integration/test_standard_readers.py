@@ -132,7 +132,7 @@ def test_duckdb_reads_the_arrow_stream(written: Written) -> None:
 
 
 def test_duckdb_pushes_down_into_the_pyarrow_dataset(written: Written) -> None:
-    dataset = written.open().to_pyarrow()  # noqa: F841 - DuckDB finds it by its name
+    dataset = written.open().to_pyarrow(trust_storage_after_the_check=True)  # noqa: F841 - DuckDB finds it by its name
     assert duckdb.sql("select id from dataset where name = 'n3' and id > 990").fetchall() == []
     assert duckdb.sql("select max(id) from dataset where name = 'n3'").fetchall() == [(965,)]
 
@@ -143,7 +143,11 @@ def test_polars_reads_the_arrow_stream(written: Written) -> None:
 
 
 def test_polars_scans_the_pyarrow_dataset(written: Written) -> None:
-    frame = pl.scan_pyarrow_dataset(written.open().to_pyarrow()).filter(pl.col("id") > 997).collect()
+    frame = (
+        pl.scan_pyarrow_dataset(written.open().to_pyarrow(trust_storage_after_the_check=True))
+        .filter(pl.col("id") > 997)
+        .collect()
+    )
     assert frame["name"].to_list() == TABLE["name"].to_pylist()[998:]
 
 
