@@ -45,7 +45,9 @@ BAD_CREDENTIALS: Final = frozenset(
         "OptInRequired",
     }
 )
-DISABLED: Final = frozenset({"DisabledException", "KMSInvalidStateException"})
+INVALID_STATE: Final = "KMSInvalidStateException"
+"""Disabled, pending deletion, pending import, or a custom key store that is not connected: the text tells."""
+OUT_OF_USE: Final = re.compile(r"pending\s*(replica\s*)?deletion|\bdisabled\b", re.IGNORECASE)
 DOES_NOT_OPEN: Final = frozenset({"InvalidCiphertextException", "IncorrectKeyException"})
 THROTTLED: Final = frozenset(
     {
@@ -81,6 +83,8 @@ SIGN_IN_AGAIN: Final = (
     "the session has expired: renew the credentials (aws sso login, or a new token) and retry"
 )
 UNTIL_LATER: Final = "wrapped keys are safe; try again later"
+IS_IT_AWS: Final = "does a proxy between block the request? a denied key says AccessDeniedException"
+WHICH_STATE: Final = "a custom key store may be disconnected: aws kms describe-key shows the key's state"
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,10 @@ def _from_answer(error: sdk.ClientError, request: Request) -> EncpipeError:
             f"{uri} does not open this wrapping ({code})",
             hint="it was changed, or belongs to another dataset, key name or master key",
         )
-    if code in DISABLED:
+    if code == "DisabledException" or (code == INVALID_STATE and OUT_OF_USE.search(_said(error))):
         return _disabled(error, code, uri)
+    if code == INVALID_STATE:
+        return KmsUnavailableError(f"AWS KMS cannot use the key now: {what}", hint=WHICH_STATE)
     if code == "NotFoundException":
         return KeyNotFoundError(
             f"AWS KMS at {request.endpoint} has no key {uri}",
@@ -140,16 +146,19 @@ def _from_answer(error: sdk.ClientError, request: Request) -> EncpipeError:
         return ConfigError(
             f"{uri} cannot wrap keys: {what}", hint="use a symmetric key with usage ENCRYPT_DECRYPT"
         )
-    if code in DENIED or status in (401, 403):
+    if code in DENIED:
         return KeyAccessDeniedError(
             f"AWS refuses {what}", hint=f"allow {request.action} in the key policy, an IAM policy or a grant"
         )
+    if status in (401, 403):
+        return KmsError(f"{what} (HTTP {status}, no refusal that AWS KMS is known to give)", hint=IS_IT_AWS)
     return KmsError(f"{what} (HTTP {status})", hint="see the AWS KMS documentation for this code")
 
 
 def _disabled(error: sdk.ClientError, code: str, uri: str) -> KeyAccessDeniedError:
-    pending = "pending deletion" in str(error.response.get("Error", {}).get("Message", "")).lower()
-    state = "pending deletion" if pending else "disabled, or in a state that forbids its use"
+    found = OUT_OF_USE.search(_said(error))
+    pending = found is not None and "deletion" in found[0].lower()
+    state = "pending deletion" if pending else "disabled"
     return KeyAccessDeniedError(
         f"{uri} is {state} ({code})",
         hint=(
@@ -198,10 +207,13 @@ def _from_client(error: BaseException, request: Request) -> EncpipeError:
     return KmsError(f"{request.action} on {request.uri} failed: {name}")
 
 
+def _said(error: sdk.ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Message", ""))
+
+
 def _text(error: sdk.ClientError, request: Request) -> str:
     """The service's own words, printable and cut; nothing when the request held a key."""
-    message = str(error.response.get("Error", {}).get("Message", ""))
-    clean = "".join(char if char.isprintable() else " " for char in message[:300]).strip()
+    clean = "".join(char if char.isprintable() else " " for char in _said(error)[:300]).strip()
     return f": {clean}" if clean and not request.carries_key else ""
 
 

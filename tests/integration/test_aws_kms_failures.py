@@ -110,7 +110,9 @@ def failed(key: MasterKey, wrapped: WrappedKey, error: type[EncpipeError]) -> En
     ("fault", "error", "code", "text"),
     [
         (says("AccessDeniedException", "User: u is not"), KeyAccessDeniedError, "key-denied", "kms:Decrypt"),
-        (says("AnythingElse", code=403), KeyAccessDeniedError, "key-denied", "kms:Decrypt"),
+        (says("AnythingElse", code=403), KmsError, "kms", "proxy"),
+        (says("AnythingElse", code=401), KmsError, "kms", "proxy"),
+        (Fault("status", code=403, body=b"<html>blocked by proxy</html>"), KmsError, "kms", "proxy"),
         (says("ExpiredTokenException"), KmsError, "credentials", "expired"),
         (says("UnrecognizedClientException"), KmsError, "credentials", "credentials"),
         (says("InvalidSignatureException"), KmsError, "credentials", "clock"),
@@ -121,6 +123,12 @@ def failed(key: MasterKey, wrapped: WrappedKey, error: type[EncpipeError]) -> En
             KeyAccessDeniedError,
             "key-disabled",
             "cancel-key-deletion",
+        ),
+        (
+            says("KMSInvalidStateException", "arn:x is disabled."),
+            KeyAccessDeniedError,
+            "key-disabled",
+            "enable-key",
         ),
         (says("InvalidCiphertextException"), UnwrapError, "unwrap", "changed"),
         (says("IncorrectKeyException"), UnwrapError, "unwrap", "changed"),
@@ -176,6 +184,8 @@ def test_disabled_key(roto_kms: Server) -> None:
         says("KMSInternalException", code=500, times=2),
         says("KeyUnavailableException", code=500, times=2),
         says("DependencyTimeoutException", code=503, times=2),
+        says("KMSInvalidStateException", "arn:x is unavailable: its key store is not connected", times=2),
+        says("KMSInvalidStateException", times=2),
         Fault("status", code=503, body=b"<html>", times=2),
         Fault("status", code=429, times=2),
         Fault("reset", times=2),
@@ -205,6 +215,15 @@ def test_throttling_that_lasts_is_an_outage_within_the_deadline(
     assert time.monotonic() - start < 3
     assert "throttling" in error.message
     assert len(proxy.operations) > 2
+
+
+def test_a_disconnected_key_store_is_an_outage(arn: str, wrapped: WrappedKey, proxy: FaultProxy) -> None:
+    """A denial would let `on_missing_key` go on without the columns."""
+    key = service(proxy.url, deadline=0.5).master_key(f"aws-kms:{arn}")
+    proxy.faults = [says("KMSInvalidStateException", "arn:x is unavailable: its key store is not connected")]
+    error = failed(key, wrapped, KmsUnavailableError)
+    assert error.code == "kms-unavailable"
+    assert "key store" in f"{error.message} {error.hint}"
 
 
 @pytest.mark.parametrize("fault", [Fault("stall"), Fault("delay", seconds=60)], ids=["stall", "delay"])
