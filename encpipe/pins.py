@@ -56,10 +56,22 @@ def _refuse(what: str) -> None:
     )
 
 
+def canonical_url(url: str) -> str:
+    """One spelling for all that name one place, so that another spelling is no way around a pin.
+
+    For a local path or `file://` the absolute path with symbolic links followed, else `scheme://` and what
+    follows without empty parts: no double and no trailing slash. Pure but for looking up symbolic links.
+    """
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme != "file":
+        return f"{scheme}://{'/'.join(filter(None, rest.split('/')))}"
+    return os.path.realpath(Path(rest if separator else url).expanduser())
+
+
 class PinStore:
     """A local file that remembers the newest state seen of each dataset (trust on first use).
 
-    Keyed by URL: the first open records dataset id, generation, revision and core; a later open of the same
+    Keyed by `canonical_url`: the first open records dataset id, generation, revision and core; a later open of the same
     URL that shows another dataset, an older state, or the same generation with another core is refused.
     """
 
@@ -71,15 +83,16 @@ class PinStore:
 
         To be called after the manifest's MACs were checked. Raises `ConfigError` for an unusable file.
         """
+        key = canonical_url(url)
         try:
             with self._locked():
                 entries = self._read()
-                known = entries.get(url)
+                known = entries.get(key)
                 if known is not None:
                     self._known(known, manifest).check(manifest, manifest.head)
                 state = _state(manifest)
                 if known != state:
-                    self._write({**entries, url: state})
+                    self._write({**entries, key: state})
         except OSError as error:
             raise ConfigError(
                 f"the pin store {self._path} cannot be used: {error.strerror}", hint="name a writable file"

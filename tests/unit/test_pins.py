@@ -14,7 +14,7 @@ from specimen import DATASET_ID, Specimen
 from encpipe import pins as pins_module
 from encpipe.errors import ConfigError, StaleDatasetError
 from encpipe.manifest import Manifest
-from encpipe.pins import Pins, PinStore
+from encpipe.pins import Pins, PinStore, canonical_url
 
 ORIGINAL = Specimen()
 NOW = ORIGINAL.parse()
@@ -121,6 +121,48 @@ def test_each_url_is_remembered_by_itself(path: Path) -> None:
     store.check_and_record(URL, NOW)
     store.check_and_record(URL + "2", state(generation=1, revision=1))
     assert set(json.loads(path.read_text())) == {URL, URL + "2"}
+
+
+SPELLINGS = {
+    "local": ("d", "d/", "./d", "../here/d", "x/../d", ".//d", "file://{cwd}/d", "{cwd}//d", "{cwd}/link"),
+    "s3": ("s3://bucket/a/b", "s3://bucket/a/b/", "s3://bucket//a//b//"),
+    "memory": ("memory://a/b", "memory:///a/b", "memory://a/b/"),
+}
+
+
+@pytest.mark.parametrize("spellings", SPELLINGS.values(), ids=SPELLINGS)
+def test_one_place_has_one_pin_however_it_is_spelled(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spellings: tuple[str, ...]
+) -> None:
+    (tmp_path / "here" / "d").mkdir(parents=True)
+    (tmp_path / "here" / "link").symlink_to("d")
+    monkeypatch.chdir(tmp_path / "here")
+    store = PinStore(path)
+    store.check_and_record(spellings[0], NOW)
+    for spelling in spellings:
+        with pytest.raises(StaleDatasetError):
+            store.check_and_record(spelling.format(cwd=Path.cwd()), state(generation=2))
+    assert list(json.loads(path.read_text())) == [canonical_url(spellings[0])]
+
+
+def test_a_relative_path_means_another_place_in_another_folder(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n, folder in enumerate(("one", "other")):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        PinStore(path).check_and_record("d", state(generation=9 - n))
+    assert set(json.loads(path.read_text())) == {
+        f"{tmp_path.resolve()}/{folder}/d" for folder in ("one", "other")
+    }
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("s3://a/b", "s3://a/c"), ("s3://a/b", "memory://a/b"), ("/a/b", "/a/b2"), ("s3://a/b", "s3://a/B")],
+)
+def test_places_that_differ_stay_apart(one: str, other: str) -> None:
+    assert canonical_url(one) != canonical_url(other)
 
 
 def test_a_state_that_is_known_is_not_written_again(path: Path) -> None:
