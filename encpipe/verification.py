@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from encpipe.access import Access, AnyPath, open_access
 from encpipe.config import Config
 from encpipe.dataset import Dataset
-from encpipe.errors import EncpipeError, IntegrityError, KmsError, StorageError, UntrustedKeyError
+from encpipe.errors import IntegrityError, KmsError, StorageError, UntrustedKeyError
 from encpipe.filelist import FileEntry
 from encpipe.kms.registry import MasterKeys
-from encpipe.manifest import TaggedCore
 from encpipe.pins import Pins
 from encpipe.sealing import ProgressCallback, Tally
 from encpipe.state import MANIFEST_PATH, State, load_state, read_list
@@ -35,14 +34,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked and found. `unlisted` are objects no generation names: never read, removed by `gc`.
+    """What was checked and found. `unlisted` are objects no generation names: never read, removed by `gc`;
+    none is named as long as a retained generation does not open.
 
+    `files` and `rows` are those of `generation`; the files of `older_generations` were checked as well.
     `unchecked_key_names` are those whose key was refused: their columns were not decrypted.
     """
 
     url: str
     dataset_id: str
     generation: int
+    older_generations: tuple[int, ...]
     deep: bool
     files: int
     rows: int
@@ -92,25 +94,55 @@ def verify_dataset(
     pins = Pins(expect_dataset=expect_dataset, min_generation=min_generation)
     state = load_state(access.storage, access.master_keys, pins=pins)
     unchecked = _try_keys(state)
-    dataset = Dataset(access.storage, state, "skip")
-    check = _FileCheck(dataset, access.storage, deep)
-    tally = Tally(len(dataset.files), sum(entry.size for entry in dataset.files), progress)
+    older, problems = _older(access, state)
+    jobs = list(_jobs(access.storage, (state, *older), deep))
+    tally = Tally(len(jobs), sum(entry.size for _, entry in jobs), progress)
     with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="encpipe-verify") as pool:
-        found = pool.map(lambda entry: check.one(entry, tally), dataset.files)
-        problems = tuple(problem for problem in found if problem is not None)
-    unlisted, pending = _unlisted(access, state)
+        found = pool.map(lambda job: job[0].one(job[1], tally), jobs)
+        problems += [problem for problem in found if problem is not None]
+    unlisted, pending = _unlisted(access, (state, *older))
+    complete = len(older) == len(state.manifest.retained)
     return Verification(
         url=access.storage.url,
-        dataset_id=dataset.dataset_id,
-        generation=dataset.generation,
+        dataset_id=state.view.core.dataset_id,
+        generation=state.view.core.generation,
+        older_generations=tuple(one.view.core.generation for one in older),
         deep=deep,
-        files=len(dataset.files),
-        rows=dataset.num_rows,
-        problems=problems,
-        unlisted=unlisted,
+        files=len(state.files.files),
+        rows=sum(entry.rows for entry in state.files.files),
+        problems=tuple(problems),
+        unlisted=unlisted if complete else (),
         pending=pending,
         unchecked_key_names=unchecked,
     )
+
+
+def _older(access: Access, state: State) -> tuple[list[State], list[Problem]]:
+    """The retained generations that open, and a problem for each that does not."""
+    older: list[State] = []
+    problems: list[Problem] = []
+    for tagged in state.manifest.retained:
+        try:
+            files = read_list(access.storage, tagged, state.keys.kek(tagged.core.footer_kek.id))
+        except (IntegrityError, StorageError) as error:
+            where = f"generation {tagged.core.generation}: {error.message}"
+            problems.append(Problem(tagged.core.list_name, error.code, where))
+        except (KmsError, UntrustedKeyError):
+            continue  # its footer key is not ours any more: nothing can be said of it
+        else:
+            older.append(replace(state, view=tagged, files=files))
+    return older, problems
+
+
+def _jobs(storage: Storage, states: Iterable[State], deep: bool) -> Iterator[tuple[_FileCheck, FileEntry]]:
+    """Every file once, to be checked as a file of the newest generation that has it."""
+    seen: set[str] = set()
+    for state in states:
+        check = _FileCheck(Dataset(storage, state, "skip"), storage, deep)
+        for entry in state.files.files:
+            if entry.path not in seen:
+                seen.add(entry.path)
+                yield check, entry
 
 
 def _try_keys(state: State) -> tuple[str, ...]:
@@ -148,21 +180,11 @@ class _FileCheck:
             raise IntegrityError(f"file {entry.path} has other bytes than committed", code="file-hash")
 
 
-def _unlisted(access: Access, state: State) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    named = {*_OWN_PATHS}
-    for tagged in (state.manifest.head, *state.manifest.retained):
-        named.add(tagged.core.list_name)
-        named |= _paths_of(access, state, tagged)
+def _unlisted(access: Access, states: Iterable[State]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    named = set(_OWN_PATHS)
+    for state in states:
+        named.add(state.view.core.list_name)
+        named |= {entry.path for entry in state.files.files}
     others = [info.path for info in access.storage.list() if info.path not in named]
     pending = tuple(path for path in others if path.startswith(_PENDING))
     return tuple(path for path in others if not path.startswith(_PENDING)), pending
-
-
-def _paths_of(access: Access, state: State, tagged: TaggedCore) -> set[str]:
-    if tagged is state.view:
-        return {entry.path for entry in state.files.files}
-    try:
-        older = read_list(access.storage, tagged, state.keys.kek(tagged.core.footer_kek.id))
-    except EncpipeError:
-        return set()  # a retained generation that cannot be opened names nothing
-    return {entry.path for entry in older.files}

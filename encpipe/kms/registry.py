@@ -43,6 +43,7 @@ class MasterKeys:
         _check_tables(config, extra or {})
         self._ask_passphrase = ask_passphrase
         self._services: dict[str, Kms] = dict(extra or {})
+        self._may_vouch = {"local", *self._services}
         self._lock = threading.Lock()
 
     def for_key_name(self, key_name: str) -> tuple[MasterKey, ...]:
@@ -68,7 +69,7 @@ class MasterKeys:
         """The master key of a URI trusted for this key name. Raises `UntrustedKeyError` for any other."""
         scheme = uri.partition(":")[0]
         trusted = uri in self._trusted(key_name)
-        if not trusted and (scheme == "local" or scheme in self._services):
+        if not trusted and scheme in self._may_vouch:
             trusted = self._service(scheme).trusts(uri)
         if not trusted:
             raise UntrustedKeyError(
