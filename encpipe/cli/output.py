@@ -6,20 +6,26 @@ progress; on a pipe plain text and no progress; with `--json` one object and not
 
 from __future__ import annotations
 
+import errno
 import json as jsonlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from encpipe.cli.parts import Facts, Grid, Note, Part, plain, plural, safe
-from encpipe.errors import EncpipeError
+from encpipe.errors import EncpipeError, StorageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 OnProgress = Callable[[Any], None]
 """Receives the library's `Progress` events, from any thread."""
+
+
+class StdoutError(StorageError):
+    """Standard output takes no more: a full disk, mostly. Nothing else can be said there either."""
 
 
 class Output(Protocol):
@@ -50,19 +56,23 @@ class JsonOutput:
         self._write({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
 
     def _write(self, payload: Mapping[str, Any]) -> None:
-        sys.stdout.write(jsonlib.dumps(payload, indent=2, allow_nan=False) + "\n")
-        sys.stdout.flush()
+        with writing_stdout():
+            sys.stdout.write(jsonlib.dumps(payload, indent=2, allow_nan=False) + "\n")
 
 
 class TextOutput:
     """Text for a person, or plain text on a pipe."""
 
     def result(self, payload: Mapping[str, Any], view: Callable[[], Sequence[Part]]) -> None:  # noqa: ARG002 - the interface's
-        if sys.stdout.isatty():
-            _print_rich(view())
-        else:
-            sys.stdout.write(plain(view()))
-        sys.stdout.flush()
+        parts = view()
+        with writing_stdout():
+            if sys.stdout.isatty():
+                _print_rich(parts)
+                return
+            sys.stdout.write(plain([part for part in parts if _on_pipe(part) == "out"]))
+        for part in parts:
+            if isinstance(part, Note) and part.pipe == "err":
+                sys.stderr.write(f"encpipe: {safe(part.text)}\n")
 
     def progress(self, title: str) -> AbstractContextManager[OnProgress | None]:
         if not sys.stderr.isatty():
@@ -77,6 +87,27 @@ class TextOutput:
         if error.hint:
             sys.stderr.write(f"{dim}hint:{off} {safe(error.hint)}\n")
         sys.stderr.flush()
+
+
+@contextmanager
+def writing_stdout() -> Iterator[None]:
+    """Flushes at its end. Raises `StdoutError` where the block or that fails, `BrokenPipeError` as it is."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise StdoutError(
+            f"standard output cannot be written: {os.strerror(error.errno or 0)}",
+            hint="check where the output goes",
+            code="storage-full" if full else "storage",
+        ) from None
+
+
+def _on_pipe(part: Part) -> str:
+    return part.pipe if isinstance(part, Note) else "out"
 
 
 def _print_rich(parts: Sequence[Part]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -43,10 +43,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence to the user."""
+    """A sentence to the user. `pipe` is where it goes when standard output is no terminal."""
 
     text: str
     warning: bool = False
+    pipe: Literal["out", "err", "none"] = "out"
 
 
 Part = Facts | Grid | Note

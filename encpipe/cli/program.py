@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from encpipe.cli.output import StdoutError, make_output, writing_stdout
 from encpipe.errors import ConfigError, EncpipeError
 
 PROGRAM: Final = "encpipe"
@@ -89,10 +90,14 @@ class Program(TyperGroup):
     def _run(self, args: list[str], prog_name: str, extra: dict[str, Any]) -> int:
         try:
             result = super().main(args=args, prog_name=prog_name, **extra)
-            sys.stdout.flush()
+            with writing_stdout():
+                pass
         except (BrokenStdoutError, BrokenPipeError):
             _silence_stdout()
             return EXIT_BROKEN_PIPE
+        except StdoutError as error:
+            _silence_stdout()
+            return _report(error, args)
         except Exception as error:  # noqa: BLE001 - the last stop: whatever it is, the user gets two clear lines
             return _report(error, args)
         return result if isinstance(result, int) else 0
@@ -113,12 +118,14 @@ def wants_json(args: list[str]) -> bool:
 
 
 def _report(error: Exception, args: list[str]) -> int:
-    from encpipe.cli.output import make_output
-
     if os.environ.get("ENCPIPE_DEBUG") == "1":
         traceback.print_exception(error, file=sys.stderr)
     told = _as_told(error, args)
-    make_output(json=wants_json(args)).error(told)
+    with contextlib.suppress(StdoutError):
+        make_output(json=wants_json(args) and not isinstance(told, StdoutError)).error(told)
+        return told.exit_code
+    _silence_stdout()
+    make_output(json=False).error(told)
     return told.exit_code
 
 

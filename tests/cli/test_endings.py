@@ -122,6 +122,21 @@ def test_a_closed_pipe_is_quiet(ready: Cli, home: Path) -> None:
         assert ran.returncode != 0
 
 
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_full_standard_output_is_no_fault_of_ours(ready: Cli, home: Path, flags: list[str]) -> None:
+    for args, why in (
+        (["keys", "list"], b"No space left on device"),
+        (["head", "absent"], b"no encpipe dataset"),
+    ):
+        with Path("/dev/full").open("wb") as full:
+            command = [*ENCPIPE, *args, *flags]
+            ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment())
+        assert ran.returncode == 5
+        assert why in ran.stderr
+        assert b"fault of encpipe" not in ran.stderr
+        assert len(ran.stderr.splitlines()) == 2
+
+
 def test_help_is_quick_because_nothing_heavy_is_imported(home: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "encpipe", "--help"],
