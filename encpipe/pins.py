@@ -71,8 +71,9 @@ def canonical_url(url: str) -> str:
 class PinStore:
     """A local file that remembers the newest state seen of each dataset (trust on first use).
 
-    Keyed by `canonical_url`: the first open records dataset id, generation, revision and core; a later open of the same
-    URL that shows another dataset, an older state, or the same generation with another core is refused.
+    Keyed by `canonical_url`: the first open records dataset id, generation, revision and core; a later open of
+    the same place that shows another dataset, an older state, or the same generation with another core is
+    refused. A bucket of the same name at another endpoint is the same place.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
