@@ -54,10 +54,9 @@ def test_a_pyarrow_dataset_takes_no_plaintext_file_put_there_later(scene: Scene)
     arrow = scene.open().to_pyarrow()
     assert arrow.to_table().num_rows == 6
     data_file(scene).write_bytes(evil)
-    with pytest.raises(OSError, match=r"[Dd]eserializing|plaintext"):
-        arrow.to_table()
-    with pytest.raises(OSError, match=r"[Dd]eserializing|plaintext"):
-        arrow.count_rows(filter=pc.field("name") == "Max")
+    for dataset in (arrow, arrow.replace_schema(arrow.schema.remove_metadata())):
+        with pytest.raises(OSError, match=r"[Dd]eserializing|plaintext"):
+            dataset.to_table()
 
 
 def test_a_pyarrow_dataset_with_column_keys_has_to_be_asked_for_by_a_long_name(scene: Scene) -> None:
