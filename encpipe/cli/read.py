@@ -132,8 +132,10 @@ def head(
     """Show the first rows, decrypted in memory."""
     from encpipe.cli.views import rows_payload, rows_view
     from encpipe.dataset import open_dataset
+    from encpipe.errors import ConfigError
 
     settings = opt.settings(config, storage_option)
+    columns = opt.parse_names(select)
     with open_dataset(
         url,
         config=settings.config,
@@ -143,8 +145,16 @@ def head(
         expect_dataset=expect_dataset,
         min_generation=min_generation,
     ) as dataset:
-        table, total = dataset.head(rows, opt.parse_names(select)), dataset.num_rows
-    make_output(json=json).result(rows_payload(table, total), lambda: rows_view(table, total))
+        table, total, missing = dataset.head(rows, columns), dataset.num_rows, dataset.missing_keys
+    if columns and not table.schema.names:
+        raise ConfigError(
+            f"nothing is left of --select: the keys are missing of columns under {', '.join(missing)}",
+            hint="select other columns, or show these as null: --on-missing-key null",
+            code="filter",
+        )
+    nulls = on_missing_key is OnMissingKey.null
+    payload = rows_payload(table, total, missing)
+    make_output(json=json).result(payload, lambda: rows_view(table, total, missing, nulls=nulls))
 
 
 def verify(

@@ -6,6 +6,7 @@ import base64
 import datetime
 import json
 import math
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,21 +37,26 @@ def write_view(report: WriteReport, target: str) -> list[Part]:
     return [Facts(rows)]
 
 
-def rows_payload(table: pa.Table, total: int) -> dict[str, Any]:
+def rows_payload(table: pa.Table, total: int, missing_keys: Sequence[str]) -> dict[str, Any]:
     """Rows as JSON objects; bytes are base64, times ISO 8601, decimals and infinities strings."""
     return {
         "columns": list(table.schema.names),
         "rows": [{name: to_json(value) for name, value in row.items()} for row in _rows(table)],
         "total_rows": total,
+        "missing_keys": list(missing_keys),
     }
 
 
-def rows_view(table: pa.Table, total: int) -> list[Part]:
-    """Rows as a table."""
+def rows_view(table: pa.Table, total: int, missing_keys: Sequence[str], *, nulls: bool) -> list[Part]:
+    """Rows as a table. `nulls` is whether columns without a key are shown as null, not left out."""
     import pyarrow.types as pat
 
+    notes: list[Part] = []
+    if missing_keys:
+        without = "null for want of a key:" if nulls else "without"
+        notes = [Note(f"{without} columns under {', '.join(missing_keys)}", warning=True, pipe="err")]
     if not table.schema.names:
-        return [Note("no columns")]
+        return [Note("no columns"), *notes]
     numeric = frozenset(
         field.name
         for field in table.schema
@@ -59,7 +65,7 @@ def rows_view(table: pa.Table, total: int) -> list[Part]:
     rows = [[_cell(value) for value in row.values()] for row in _rows(table)]
     shown = f"{plural(table.num_rows, 'row')} of {total:,}"
     grid = Grid(table.schema.names, rows, right=numeric, if_too_wide="choose with --select, or see --json")
-    return [grid, Note(shown)]
+    return [grid, Note(shown, pipe="none"), *notes]
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:

@@ -87,8 +87,6 @@ def test_head_shows_rows_that_cannot_steer_the_terminal(data: Cli) -> None:
         ["id", "name", "score"],
         ["0", "Ada", "0.5"],
         ["1", "Bob\\x1b[31m", "nan"],
-        [],
-        ["2", "rows", "of", "5"],
     ]
 
 
@@ -96,6 +94,7 @@ def test_head_as_json_keeps_every_value(data: Cli) -> None:
     found = data("head", "enc", "--json").json
     assert found["columns"] == TABLE.schema.names
     assert found["total_rows"] == ROWS
+    assert found["missing_keys"] == []
     assert [row["score"] for row in found["rows"]] == [0.5, "nan", "inf", None, 1.0]
     first = found["rows"][0]
     assert base64.b64decode(first["raw"]) == b"\x00\xff"
@@ -110,10 +109,18 @@ def test_head_with_a_missing_key(data: Cli, home: Path) -> None:
     data("keys", "export", "default", "default.json", "--protect", f"key-file:{home / 'encpipe.key'}")
     config = f'[keyring]\npath = "default.json"\nunlock = "key-file:{home / "encpipe.key"}"\n'
     Path("less.toml").write_text(config)
-    less = ("head", "enc", "--select", "id,name", "--config", "less.toml", "--json")
-    assert data(*less, code=2).json["error"]["code"] == "untrusted-key"
-    assert data(*less, "--on-missing-key", "skip").json["columns"] == ["id"]
-    assert {row["name"] for row in data(*less, "--on-missing-key", "null").json["rows"]} == {None}
+    less = ("head", "enc", "--config", "less.toml", "--select")
+    both = (*less, "id,name")
+    assert data(*both, "--json", code=2).json["error"]["code"] == "untrusted-key"
+    skipped = data(*both, "--on-missing-key", "skip", "--json").json
+    assert (skipped["columns"], skipped["missing_keys"]) == (["id"], ["pii"])
+    assert {row["name"] for row in data(*both, "--on-missing-key", "null", "--json").json["rows"]} == {None}
+    text = data(*both, "--on-missing-key", "skip")
+    assert text.out.split() == ["id", *map(str, range(ROWS))]
+    assert text.err == "encpipe: without columns under pii\n"
+    assert "null for want of a key: columns under pii" in data(*both, "--on-missing-key", "null").err
+    nothing = data(*less, "name", "--on-missing-key", "skip", "--json", code=2).json["error"]
+    assert nothing["code"] == "filter"
 
 
 def test_decrypt_writes_only_where_it_is_told(data: Cli) -> None:
