@@ -28,7 +28,8 @@ class Pins:
     """What must be true of the dataset that is opened; None leaves a thing open.
 
     `expect_dataset` is the dataset id, `expect_core` the core's SHA-256 (hex); `min_generation` and
-    `min_revision` are the least that the manifest may show.
+    `min_revision` are the least that the manifest may show. Where a retained generation is opened,
+    `min_generation` and `expect_core` hold for that one too.
     """
 
     expect_dataset: str | None = None
@@ -43,6 +44,11 @@ class Pins:
             _refuse(f"this is dataset {core.dataset_id}, not the pinned {self.expect_dataset}")
         if self.min_generation is not None and core.generation < self.min_generation:
             _refuse(f"this is generation {core.generation}, older than the pinned {self.min_generation}")
+        if self.min_generation is not None and view.core.generation < self.min_generation:
+            raise StaleDatasetError(
+                f"generation {view.core.generation} is asked for and the least pinned is {self.min_generation}",
+                hint="if this is what you want to read, change the pin",
+            )
         if self.min_revision is not None and manifest.revision < self.min_revision:
             _refuse(f"this is revision {manifest.revision}, older than the pinned {self.min_revision}")
         if self.expect_core is not None and view.digest != self.expect_core:
@@ -71,8 +77,8 @@ def canonical_url(url: str) -> str:
 class PinStore:
     """A local file that remembers the newest state seen of each dataset (trust on first use).
 
-    Keyed by `canonical_url`: the first open records dataset id, generation, revision and core; a later open of
-    the same place that shows another dataset, an older state, or the same generation with another core is
+    Keyed by `canonical_url`: the first open records dataset id, generation, revision and core; a later open
+    of the same place that shows another dataset, an older state, or the same generation with another core is
     refused. A bucket of the same name at another endpoint is the same place.
     """
 

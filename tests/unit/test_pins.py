@@ -73,6 +73,13 @@ def test_a_core_is_pinned_for_the_generation_that_is_read() -> None:
         Pins(expect_core=older.digest).check(NOW, NOW.head)
 
 
+def test_the_least_generation_holds_for_the_one_that_is_read() -> None:
+    older = NOW.generation(2)
+    Pins(min_generation=2).check(NOW, older)
+    with pytest.raises(StaleDatasetError, match="generation 2 is asked for"):
+        Pins(min_generation=3).check(NOW, older)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "folder" / "pins.json"
