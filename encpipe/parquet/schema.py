@@ -57,14 +57,40 @@ def count_leaves(kind: pa.DataType) -> int:
     return sum(count_leaves(kind.field(i).type) for i in range(kind.num_fields))
 
 
+def _check_readable(schema: pa.Schema) -> None:
+    """Refuse what PyArrow writes and cannot read: lists of a fixed size of 0, however deep they stand.
+
+    Raises `EncpipeError` `unsupported`, naming the column.
+    """
+    for column in schema:
+        if _holds_empty_list(column.type):
+            raise EncpipeError(
+                f"column {column.name!r} has the type {str(column.type)[:200]}: PyArrow writes lists of the "
+                "fixed size 0 as Parquet and cannot read them",
+                hint="drop the column, or cast it to a list of any size",
+                code="unsupported",
+            )
+
+
+def _holds_empty_list(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _holds_empty_list(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _holds_empty_list(kind.value_type)
+    if pa.types.is_fixed_size_list(kind) and kind.list_size == 0:
+        return True
+    return any(_holds_empty_list(kind.field(i).type) for i in range(kind.num_fields))
+
+
 class SchemaOnDisk:
     """What Parquet makes of an Arrow schema, asked of PyArrow through an empty file in memory.
 
     `schema` is what readers get back; `leaves` are the dotted paths of its leaf columns, in file order.
-    Raises `EncpipeError` `unsupported` for a type that Parquet cannot hold.
+    Raises `EncpipeError` `unsupported` for a type that Parquet cannot hold or PyArrow not read again.
     """
 
     def __init__(self, schema: pa.Schema) -> None:
+        _check_readable(schema)
         sink = pa.BufferOutputStream()
         try:
             pq.ParquetWriter(sink, schema).close()
