@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ ENCRYPT_EXAMPLES = """
 encpipe encrypt flights.parquet encrypted/flights
 encpipe encrypt 'raw/*.csv' s3://bucket/flights --columns pii=tailnum,flight
 encpipe encrypt raw/ s3://bucket/flights --policy policy.toml --key pii=aws-kms:alias/pii
+encpipe encrypt export.txt encrypted/export --format csv
 encpipe encrypt raw/ encrypted/raw --overwrite --yes
 """
 APPEND_EXAMPLES = """
@@ -28,6 +30,21 @@ Source = Annotated[
         help="Parquet, CSV, JSON lines or Arrow IPC: a file, a folder, a hive-partitioned tree or a glob.",
         show_default=False,
     ),
+]
+
+
+class SourceFormat(StrEnum):
+    """The formats of `encpipe.sources`."""
+
+    parquet = "parquet"
+    csv = "csv"
+    json = "json"
+    arrow = "arrow"
+
+
+Format = Annotated[
+    SourceFormat | None,
+    typer.Option("--format", help="Format of SRC, where its name does not tell.", show_default=False),
 ]
 Target = Annotated[
     str,
@@ -48,6 +65,7 @@ SingleWriter = Annotated[
 def encrypt(
     source: Source,
     target: Target,
+    format: Format = None,
     policy: opt.PolicyFile = None,
     key: opt.Keys = None,
     columns: opt.Columns = None,
@@ -78,6 +96,7 @@ def encrypt(
         report = write_dataset(
             source,
             target,
+            source_format=format,
             policy=opt.policy_of(settings.config, policy, columns, footer_key),
             config=settings.config,
             master_keys=settings.master_keys,
@@ -93,6 +112,7 @@ def encrypt(
 def append(
     source: Source,
     target: Target,
+    format: Format = None,
     key: opt.Keys = None,
     workers: opt.Workers = None,
     restart: Restart = False,
@@ -113,6 +133,7 @@ def append(
         report = append_dataset(
             source,
             target,
+            source_format=format,
             config=settings.config,
             master_keys=settings.master_keys,
             storage_options=_storage(settings.storage_options, single_writer),

@@ -122,9 +122,10 @@ def locate(source: str, options: Mapping[str, Any], config: Config) -> tuple[Loc
         found = _locate_local(source.removeprefix("file://"))
     files = tuple(sorted(found, key=lambda located: located.path))
     if not files:
+        check = "check the path and the pattern; " if WILD.search(source) else ""
         raise EncpipeError(
             f"no source file at {shown(source)}",
-            hint="files whose name starts with _ or . are ignored",
+            hint=f"{check}files whose name starts with _ or . are ignored",
             code="source-empty",
         )
     return files

@@ -100,17 +100,23 @@ def _choose(files: Sequence[Located], format: str | None) -> tuple[str, tuple[Lo
     if format is not None:
         matching = tuple(f for f, t in told if len(files) == 1 or t in (None, format))
         if not matching:
-            raise unreadable(files[0].name, f"no file has the format {format}", hint="leave format= away")
+            raise unreadable(
+                files[0].name,
+                f"no file has the format {format}",
+                hint="leave the format away (--format, source_format=)",
+            )
         return format, matching
     for located, name in told:
         if name is None:
             raise unreadable(
-                located.name, "its name does not tell its format", hint=f"give format=: {', '.join(FORMATS)}"
+                located.name,
+                "its name does not tell its format",
+                hint=f"give the format (--format, source_format=): {', '.join(FORMATS)}",
             )
         if name != told[0][1]:
             raise unsupported(
                 f"the source mixes formats: {files[0].name!r} is {told[0][1]}, {located.name!r} is {name}",
-                hint="name the files by a glob, or pick one format with format=",
+                hint="name the files by a glob, or pick one format (--format, source_format=)",
             )
     return str(told[0][1]), tuple(files)
 

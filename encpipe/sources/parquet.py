@@ -145,7 +145,9 @@ def _check_magic(source: Any, located: Located) -> None:
         )
     if tail != b"PAR1":
         raise unreadable(
-            located.name, "it is not a Parquet file, or was cut", hint="give its format with format="
+            located.name,
+            "it is not a Parquet file, or was cut",
+            hint="give its format (--format, source_format=)",
         )
 
 

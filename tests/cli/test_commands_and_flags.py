@@ -26,6 +26,7 @@ FROZEN: dict[str, set[str]] = {
         *(
             "SRC",
             "DST",
+            "--format",
             "--policy",
             "--key",
             "--columns",
@@ -37,7 +38,7 @@ FROZEN: dict[str, set[str]] = {
         *("--restart", "--single-writer", "--storage-option", "--config", "--json"),
     },
     "append": {
-        *("SRC", "DST", "--key", "--workers", "--restart", "--single-writer"),
+        *("SRC", "DST", "--format", "--key", "--workers", "--restart", "--single-writer"),
         *("--storage-option", "--config", "--json"),
     },
     "decrypt": {"URL", "--plaintext-to", "--select", "--on-missing-key", "--workers", *READ},

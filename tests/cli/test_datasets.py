@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Cli
 
+from encpipe.cli.write import SourceFormat
+from encpipe.sources.opening import FORMATS
+
 ROWS = 5
 TABLE = pa.table(
     {
@@ -159,6 +162,22 @@ def test_errors_of_storage_and_sources_keep_their_codes(data: Cli) -> None:
     Path("bad.parquet").write_bytes(b"not parquet")
     error = data("encrypt", "bad.parquet", "x", "--json", code=1).json["error"]
     assert error["code"] == "source-unreadable"
+
+
+def test_a_name_that_tells_no_format_needs_one(ready: Cli) -> None:
+    Path("people.txt").write_text("name,age\nAda,36\n")
+    for command in ("encrypt", "append"):
+        error = ready(command, "people.txt", "enc", "--json", code=1).json["error"]
+        assert "--format" in error["hint"]
+        ready(command, "people.txt", "enc", "--format", "csv")
+    assert ready("head", "enc", "--json").json["total_rows"] == 2
+    assert [*SourceFormat] == [*FORMATS]
+
+
+def test_a_pattern_that_finds_nothing_is_doubted(ready: Cli) -> None:
+    error = ready("encrypt", "raw/*.csv", "enc", "--json", code=1).json["error"]
+    assert error["code"] == "source-empty"
+    assert "the pattern" in error["hint"]
 
 
 def test_a_container_needs_one_variable_only(cli: Cli) -> None:
