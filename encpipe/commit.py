@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from encpipe import filelist, journal, manifest
-from encpipe.errors import ConflictError, EncpipeError
+from encpipe.errors import ConflictError, EncpipeError, StorageError
 from encpipe.filelist import FileEntry, FileList
 from encpipe.keys import Secret, WrappedKey, new_id
-from encpipe.manifest import Core, KekRecord
+from encpipe.manifest import Core, KekRecord, Manifest
 from encpipe.policy import Policy
-from encpipe.state import MANIFEST_PATH, State
+from encpipe.state import MANIFEST_PATH, State, read_manifest
 from encpipe.storage import Storage
 
 MAX_REBASES = 20
@@ -100,7 +100,7 @@ def commit(
     try:
         _replace_manifest(storage, target, core, writer_id)
     except EncpipeError as error:
-        if error.code != "storage-unavailable":  # then the commit may have happened
+        if error.code != "storage-unavailable" and surely_not_committed(storage, writer_id):
             with contextlib.suppress(EncpipeError):
                 storage.delete(core.list_name)
         raise
@@ -130,10 +130,34 @@ def _replace_manifest(storage: Storage, target: Target, core: Core, writer_id: s
     storage.commit(MANIFEST_PATH, data, check=check, is_ours=lambda found: holds_commit(found, writer_id))
 
 
+def committed_as(storage: Storage, writer_id: str) -> int | None:
+    """The generation that a writer committed, or None. Raises `StorageError` when it cannot be told."""
+    try:
+        found = read_manifest(storage)[1]
+    except StorageError as error:
+        if error.code != "not-found":
+            raise
+        return None
+    return generation_of(found, writer_id)
+
+
+def surely_not_committed(storage: Storage, writer_id: str) -> bool:
+    """Whether what a writer made may be deleted: a manifest was read that does not hold its commit."""
+    try:
+        return committed_as(storage, writer_id) is None
+    except EncpipeError:
+        return False
+
+
+def generation_of(found: Manifest, commit_id: str) -> int | None:
+    """The generation that is, in a manifest or below it, the commit of this id."""
+    cores = (tagged.core for tagged in (found.head, *found.retained))
+    return next((core.generation for core in cores if core.commit_id == commit_id), None)
+
+
 def holds_commit(data: bytes, commit_id: str) -> bool:
     """Whether a manifest is, or builds upon, the commit of this id."""
-    found = manifest.parse(data)
-    return any(tagged.core.commit_id == commit_id for tagged in (found.head, *found.retained))
+    return generation_of(manifest.parse(data), commit_id) is not None
 
 
 def rebased(target: Target, current: State) -> Target:

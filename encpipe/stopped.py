@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from encpipe import journal as journals
-from encpipe.commit import Target, holds_commit
+from encpipe.commit import Target, committed_as
 from encpipe.errors import ConflictError, EncpipeError, ManifestError, StorageError
 from encpipe.filelist import FileEntry
 from encpipe.journal import Journal, Records, SealedJournal
 from encpipe.keyring import DatasetKeys
 from encpipe.kms.registry import MasterKeys
 from encpipe.manifest import check_commitment
-from encpipe.state import State, read_manifest
+from encpipe.state import State
 from encpipe.storage import Storage
 
 _RESTART: Final = "start the write anew with --restart"
@@ -157,20 +157,6 @@ class StoppedWrites:
         except EncpipeError:
             paths = []  # the files are named nowhere: `gc` removes them
         journals.remove(self.storage, found.journal.writer_id, paths)
-
-
-def committed_as(storage: Storage, writer_id: str) -> int | None:
-    """The generation that a writer committed, or None. Raises `StorageError` when it cannot be told."""
-    try:
-        data, found = read_manifest(storage)
-    except StorageError as error:
-        if error.code != "not-found":
-            raise
-        return None
-    if not holds_commit(data, writer_id):
-        return None
-    cores = (tagged.core for tagged in (found.head, *found.retained))
-    return next(core.generation for core in cores if core.commit_id == writer_id)
 
 
 def recorded_paths(records: Records, partitions: tuple[str, ...]) -> list[str]:

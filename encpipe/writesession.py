@@ -15,7 +15,7 @@ from typing import Final, Literal
 from encpipe import journal as journals
 from encpipe import strictjson
 from encpipe.access import Access
-from encpipe.commit import MAX_REBASES, Contents, Target, commit, now, rebased
+from encpipe.commit import MAX_REBASES, Contents, Target, commit, now, rebased, surely_not_committed
 from encpipe.errors import ConfigError, ConflictError, EncpipeError, StorageError
 from encpipe.filelist import FileEntry
 from encpipe.journal import Journal, Records
@@ -222,10 +222,13 @@ class WriteSession:
 
     def _clean_up(self, journal: Journal, records: Records) -> None:
         """Remove what this write made: no later run can go on with it. The error that led here matters more
-        than one on the way."""
+        than one on the way. What another run may have committed under our journal stays: the journal goes
+        first, without which nobody commits."""
         with suppress(EncpipeError):
             paths = recorded_paths(records, self._contents.partitions)
-            journals.remove(self._storage, journal.writer_id, paths)
+            self._storage.delete(journals.journal_path(journal.writer_id))
+            if surely_not_committed(self._storage, journal.writer_id):
+                journals.remove(self._storage, journal.writer_id, paths)
 
     def _session_keys(self, target: Target) -> DatasetKeys:
         keys = DatasetKeys(

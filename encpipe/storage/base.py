@@ -105,7 +105,8 @@ class Storage(ABC):
         Atomic against every other commit: when the object changes between check and write, raises
         `ConflictError` and leaves it as it is. An answer lost on the way is settled by `is_ours(current
         bytes)`: True means our write did happen. What `check` raises passes through; it must not commit, as a
-        lock may be held meanwhile. After `storage-unavailable` the write may still have happened.
+        lock may be held meanwhile. What fails once the write was asked for is `storage-unavailable` (it may
+        still have happened), `ConflictError` or `conditional-writes` (it did not).
         """
 
     @abstractmethod

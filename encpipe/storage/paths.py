@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from encpipe.errors import StorageError
+from encpipe.errors import EncpipeError, StorageError
 
 MAX_PATH_BYTES: Final = 900
 """UTF-8 bytes of a path: S3 keys end at 1024, and the dataset's own prefix needs room."""
@@ -62,6 +62,17 @@ def check_prefix(prefix: str) -> str:
 def absent(path: str, url: str) -> StorageError:
     """There is no such object."""
     return StorageError(f"no object {path!r} in {url}", hint="check the URL", code="not-found")
+
+
+def in_doubt(error: EncpipeError) -> StorageError:
+    """Something failed after a write was asked for, so the write may have happened: `storage-unavailable`."""
+    if isinstance(error, StorageError) and error.code == "storage-unavailable":
+        return error
+    return StorageError(
+        f"{error.message}; whether the write happened is not known",
+        hint=error.hint or "run the same command again: it finds out",
+        code="storage-unavailable",
+    )
 
 
 def taken(path: str, url: str) -> StorageError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from encpipe.errors import ConflictError, StorageError
+from encpipe.storage.paths import in_doubt
 
 TEMP_PREFIX: Final = ".tmp-"
 """What a stopped write leaves behind starts with this; `list` reports it, `gc` removes it."""
@@ -126,11 +127,13 @@ class Stream(io.BufferedWriter):
 class TempFile:
     """A file beside `target` under a name of its own, until `publish` or `replace` gives it the target's.
 
-    Leaving the `with` block removes whatever still has the temporary name.
+    Leaving the `with` block removes whatever still has the temporary name. What fails after the name was
+    given is `StorageError` `storage-unavailable`: the name is there, and may not outlast a power failure.
     """
 
     def __init__(self, target: Path, path: str, url: str) -> None:
-        self._target = target
+        self._target, self._path, self._url = target, path, url
+        self._named = False
         self._temp = target.with_name(f"{TEMP_PREFIX}{secrets.token_hex(16)}")
         self._fd = open_in_folder(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         self.stream = Stream(self._fd, path, url)
@@ -141,9 +144,13 @@ class TempFile:
     def __exit__(self, *exc_info: object) -> None:
         with contextlib.suppress(StorageError):  # what is left in the buffer goes nowhere
             self.stream.close()
-        os.close(self._fd)
-        with contextlib.suppress(FileNotFoundError):
-            self._temp.unlink()
+        try:
+            os.close(self._fd)
+            with contextlib.suppress(FileNotFoundError):
+                self._temp.unlink()
+        except OSError:
+            if not self._named:  # else the file is whole and durable: a temp file is left, at most
+                raise
 
     def sync(self) -> None:
         """Everything written so far is on the disk when this returns."""
@@ -166,13 +173,20 @@ class TempFile:
                 if os.path.lexists(self._target):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
                 self._temp.rename(self._target)
-        fsync_folder(self._target.parent)
+        self._make_name_durable()
 
     def replace(self) -> None:
         """Give the file its name, in place of what had it."""
         self.sync()
         self._temp.replace(self._target)
-        fsync_folder(self._target.parent)
+        self._make_name_durable()
+
+    def _make_name_durable(self) -> None:
+        self._named = True
+        try:
+            fsync_folder(self._target.parent)
+        except OSError as error:
+            raise in_doubt(mapped(error, self._path, self._url)) from None
 
 
 @contextlib.contextmanager

@@ -21,9 +21,16 @@ import pyarrow as pa
 from pyarrow import fs
 
 from encpipe.config import Config
-from encpipe.errors import ConfigError, ConflictError, StorageError
+from encpipe.errors import ConfigError, ConflictError, EncpipeError, StorageError
 from encpipe.storage.base import ObjectInfo, Storage
-from encpipe.storage.paths import MAX_COMMITTED_BYTES, check_new_path, check_path, check_prefix, taken
+from encpipe.storage.paths import (
+    MAX_COMMITTED_BYTES,
+    check_new_path,
+    check_path,
+    check_prefix,
+    in_doubt,
+    taken,
+)
 from encpipe.storage.s3_client import Connection, S3Options
 from encpipe.storage.s3_conditions import Conditions
 from encpipe.storage.s3_errors import from_arrow
@@ -134,6 +141,21 @@ class S3Storage(Storage):
         seen = self._committed(check_new_path(path))
         condition = self._conditions.matching(seen.etag if seen else None)
         check(seen.data if seen else None)
+        try:
+            self._replace(path, data, seen, condition, is_ours)
+        except EncpipeError as error:
+            if isinstance(error, ConflictError) or error.code == "conditional-writes":
+                raise
+            raise in_doubt(error) from None
+
+    def _replace(
+        self,
+        path: str,
+        data: bytes,
+        seen: Found | None,
+        condition: Condition,
+        is_ours: Callable[[bytes], bool],
+    ) -> None:
         outage: StorageError | None = None
         for _ in range(COMMIT_ATTEMPTS):
             try:

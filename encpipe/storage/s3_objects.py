@@ -26,8 +26,8 @@ from botocore.exceptions import (
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
-from encpipe.errors import StorageError
-from encpipe.storage.paths import absent, too_large
+from encpipe.errors import EncpipeError, StorageError
+from encpipe.storage.paths import absent, in_doubt, too_large
 from encpipe.storage.s3_client import Connection
 from encpipe.storage.s3_errors import is_absent, is_busy, is_refusal, mapped
 
@@ -159,12 +159,19 @@ class Objects:
                     busy = is_busy(error)
                 else:
                     return answer["ETag"]
-                etag = self.marked(path, mark)
+                etag = self._settled(path, mark)
                 if etag is not None:
                     return etag
                 if not busy:
                     break
         raise RefusedError
+
+    def _settled(self, path: str, mark: str) -> str | None:
+        """Like `marked`, but a failure leaves it open whether our write happened."""
+        try:
+            return self.marked(path, mark)
+        except EncpipeError as error:
+            raise in_doubt(error) from None
 
     def marked(self, path: str, mark: str) -> str | None:
         """The ETag of the object if the write with `mark` made it."""

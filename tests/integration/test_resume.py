@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -15,8 +17,17 @@ import steps
 from scene import Scene, ended, forked, ids, on_s3, people, save
 from servers.seaweed import Seaweed
 
-from encpipe import Config, ConflictError, EncpipeError, KeyNotFoundError, ManifestError, Policy, StorageError
-from encpipe.storage import s3_lease
+from encpipe import (
+    Config,
+    ConfigError,
+    ConflictError,
+    EncpipeError,
+    KeyNotFoundError,
+    ManifestError,
+    Policy,
+    StorageError,
+)
+from encpipe.storage import posix, s3_lease
 
 OLD, NEW = list(range(6)), list(range(10, 22))
 Run = Callable[..., object]
@@ -291,6 +302,52 @@ def test_an_outage_at_the_commit_loses_nothing(
                 scene.append(rows)
         scene.verify().check()
     assert ids(scene.table()) == [*OLD, *range(10, 16), *NEW]
+
+
+@pytest.mark.parametrize("code", ["storage", "storage-full", "storage-denied", "untrusted-certificate"])
+def test_what_was_committed_stays_whatever_error_the_commit_ended_in(
+    scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    scene.write(people(0))
+    commit = steps.Stepping.commit
+
+    def after_commit(*args: object, **kwargs: object) -> None:
+        commit(*args, **kwargs)
+        raise (ConfigError if code.startswith("untrusted") else StorageError)("wrong", code=code)
+
+    for rows in (people(10), source):
+        with monkeypatch.context() as patched, contextlib.suppress(StorageError, ConfigError):
+            steps.install(patched)
+            patched.setattr(steps.Stepping, "commit", after_commit)
+            scene.append(rows)
+        scene.verify().check()
+    assert ids(scene.table()) == [*OLD, *range(10, 16), *NEW]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC, errno.EACCES])
+def test_a_manifest_that_has_its_name_and_may_not_be_durable_is_an_outage(
+    scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    scene.write(people(0))
+    replace = posix.TempFile.replace
+
+    def fail(_: Path) -> None:
+        raise OSError(number, "failed")
+
+    def named(temp: posix.TempFile) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(posix, "fsync_folder", fail)
+            replace(temp)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(posix.TempFile, "replace", named)
+        with pytest.raises(StorageError, match="not known") as failed:
+            scene.append(source)
+    assert failed.value.code == "storage-unavailable"
+    scene.verify().check()
+    assert scene.append(source).generation == 2
+    assert ids(scene.table()) == OLD + NEW
+    scene.check_whole()
 
 
 @pytest.mark.parametrize("at", ["create _encpipe/files", "commit", "create _encpipe/pending"])

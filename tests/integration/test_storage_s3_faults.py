@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -116,6 +117,25 @@ def test_a_commit_whose_answer_is_lost_counts_although_another_one_followed(
     storage._happened = follow  # type: ignore[method-assign] # between the lost answer and the look
     commit(storage, b"ours", seen=None)
     assert storage.read(MANIFEST, limit=LIMIT) == b"theirs, after ours"
+
+
+@pytest.mark.parametrize("fault", [Fault("status", code=403), Fault("status", code=301)])
+def test_a_lost_answer_that_cannot_be_settled_is_an_outage(
+    storage: S3Storage, proxy: FaultProxy, fault: Fault
+) -> None:
+    """Whatever the read-back says: the commit may have happened, and here it has."""
+    commit(storage, b"before", seen=None)
+
+    def read_back(method: str, target: str) -> bool:
+        return method == "GET" and lost.hits > 0
+
+    lost = Fault("drop_answer", put(MANIFEST))
+    proxy.faults += [lost, dataclasses.replace(fault, match=read_back)]
+    with expect("storage-unavailable") as outage:
+        commit(storage, b"ours", seen=b"before")
+    assert "not known" in outage.value.message
+    proxy.faults.clear()
+    assert storage.read(MANIFEST, limit=LIMIT) == b"ours"
 
 
 def test_a_commit_that_never_arrived_tries_again(storage: S3Storage, proxy: FaultProxy) -> None:
