@@ -98,12 +98,12 @@ def counted() -> tuple[encpipe.MasterKeys, CountingKms]:
     return encpipe.MasterKeys(settings, extra={"local": kms}), kms
 
 
-def policy(column: str) -> Policy:
-    """One column under a key of its own, all else under the footer key."""
-    return Policy(columns={"pii": (column,)})
+def policy(column: str | None) -> Policy:
+    """One column under a key of its own, all else under the footer key; None: the default policy."""
+    return Policy(columns={"pii": (column,)}) if column else Policy()
 
 
-def encrypt(source: Path, target: Path, column: str, *, workers: int = WORKERS) -> None:
+def encrypt(source: Path, target: Path, column: str | None, *, workers: int = WORKERS) -> None:
     """What `encrypt_vs_plain` times: a new dataset from plaintext files."""
     keys, _ = counted()
     encpipe.write_dataset(
@@ -131,7 +131,7 @@ def source_digest() -> str:
     return found.hexdigest()[:12]
 
 
-def encrypted_copy(name: str, source: Path, column: str, data: Path = DATA) -> Path:
+def encrypted_copy(name: str, source: Path, column: str | None, data: Path = DATA) -> Path:
     """The encrypted copy of `source`, made by this version of the library."""
     config_path(data)
     return kept(name, lambda target: encrypt(source, target, column), data)
@@ -156,10 +156,12 @@ def _drop_older(current: Path) -> None:
             shutil.rmtree(other)
 
 
-def encrypted_workload(workload: Workload) -> Path:
-    """The encrypted copy of a workload."""
+def encrypted_workload(workload: Workload, *, column_key: bool = False) -> Path:
+    """The encrypted copy of a workload: under the default policy, or with one column under its own key."""
     source = workload.ensure()
-    return encrypted_copy(source.name, source, workload.column)
+    if column_key:
+        return encrypted_copy(f"{source.name}-column-key", source, workload.column)
+    return encrypted_copy(source.name, source, None)
 
 
 def small_files(count: int, data: Path = DATA) -> Path:

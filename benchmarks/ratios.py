@@ -103,7 +103,7 @@ def _encrypt(workload: Workload, effort: Effort, *, same_encodings: bool = False
     try:
         return measure(
             lambda: peers.rewrite(source, scratch.fresh(), encodings=encodings),
-            lambda: datasets.encrypt(source, scratch.fresh(), workload.column),
+            lambda: datasets.encrypt(source, scratch.fresh(), None),
             pairs=effort.pairs,
             runs=effort.runs,
             settle=scratch.clear,
@@ -143,6 +143,8 @@ def scan_figures(effort: Effort) -> Results:
         printed.append(figure_of(f"scan_vs_plain_{workload.name}", runs))
         bounds.append(figure_of(f"scan_vs_bound_{workload.name}", runs, ratio=ratio))
         printed.append(_scan_twin(workload, effort, results))
+        runs, _ = _scan(workload, _light(effort), results, column_key=True)
+        printed.append(figure_of(f"scan_vs_plain_{workload.name}_column_key", runs))
     for workload in FINE:
         runs, _ = _scan(workload, _light(effort), results)
         printed.append(figure_of(f"scan_vs_plain_{workload.name}_{workload.row_group}", runs))
@@ -157,9 +159,9 @@ def scan_figures(effort: Effort) -> Results:
 
 
 def _scan(
-    workload: Workload, effort: Effort, results: Results
+    workload: Workload, effort: Effort, results: Results, *, column_key: bool = False
 ) -> tuple[tuple[Run, ...], Callable[[Pair], float]]:
-    plain, sealed = workload.ensure(), datasets.encrypted_workload(workload)
+    plain, sealed = workload.ensure(), datasets.encrypted_workload(workload, column_key=column_key)
     peer_name, peer = peers.fastest_scan(plain)
     rows = workload.files * workload.rows
     before = aes_bytes_per_second()
@@ -177,7 +179,7 @@ def _scan(
         """1 / (1/plaintext + 1/AES), in seconds for the same rows."""
         return (pair.peer + decrypting) / pair.ours
 
-    name = f"scan_{workload.name}_{workload.row_group}"
+    name = f"scan_{workload.name}_{workload.row_group}" + ("_column_key" if column_key else "")
     results.keep(name, runs)
     results.details[name] |= {
         "peer": peer_name,
