@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from encpipe.config import Config
 from encpipe.errors import ConfigError, UntrustedKeyError
-from encpipe.keys import MasterKey
+from encpipe.keys import KEY_NAME, MasterKey
 from encpipe.kms.base import AskPassphrase, Kms, KmsSettings
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class MasterKeys:
         if not trusted:
             raise UntrustedKeyError(
                 f"the master key {uri!r} is not trusted for key name {key_name!r} by this configuration",
-                hint=f'if you expect it, add it to trust.master_keys: master_keys = ["{uri}"]',
+                hint=_untrusted_hint(uri),
             )
         return self._service(scheme).master_key(uri)
 
@@ -105,6 +105,17 @@ class MasterKeys:
                 return third_party
         known = ", ".join(sorted(BACKENDS))
         raise ConfigError(f"no key service for the scheme {scheme[:40]!r}", hint=f"known schemes: {known}")
+
+
+def _untrusted_hint(uri: str) -> str:
+    scheme, _, name = uri.partition(":")
+    without = "or read without the columns under it (--on-missing-key skip, on_missing_key=)"
+    if scheme == "local" and KEY_NAME.fullmatch(name):
+        return (
+            f"the local keyring lacks it: ask for an export of that key (encpipe keys export {name} FILE) "
+            f"and add it with encpipe keys import, {without}"
+        )
+    return f'if you expect it, add it to trust.master_keys: master_keys = ["{uri}"]; {without}'
 
 
 def _third_parties() -> Iterable[EntryPoint]:

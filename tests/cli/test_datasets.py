@@ -114,7 +114,10 @@ def test_head_with_a_missing_key(data: Cli, home: Path) -> None:
     Path("less.toml").write_text(config)
     less = ("head", "enc", "--config", "less.toml", "--select")
     both = (*less, "id,name")
-    assert data(*both, "--json", code=2).json["error"]["code"] == "untrusted-key"
+    error = data(*both, "--json", code=2).json["error"]
+    assert error["code"] == "untrusted-key"
+    assert "keys export pii" in error["hint"]
+    assert "--on-missing-key skip" in error["hint"]
     skipped = data(*both, "--on-missing-key", "skip", "--json").json
     assert (skipped["columns"], skipped["missing_keys"]) == (["id"], ["pii"])
     assert {row["name"] for row in data(*both, "--on-missing-key", "null", "--json").json["rows"]} == {None}
