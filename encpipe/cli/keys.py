@@ -77,7 +77,10 @@ def rotate(name: Name, config: opt.ConfigFile = None, json: opt.Json = False) ->
     """
     ring = _keyring(config)
     version = ring.rotate(name)
-    note = "datasets written before keep their wrapping under the version before"
+    note = (
+        "the new version wraps the keys of new datasets; those that are there stay under the one before. "
+        "Next: encpipe keys backup FILE, since earlier copies of the keyring lack the new version"
+    )
     _show_version(ring, name, version, json=json, note=note)
 
 

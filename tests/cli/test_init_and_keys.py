@@ -119,11 +119,14 @@ def test_keys_are_created_rotated_and_listed(ready: Cli) -> None:
     assert (made["name"], made["uri"], made["version"]) == ("extra", "local:extra", 1)
     assert ready("keys", "create", "extra", "--json", code=2).json["error"]["code"] == "exists"
     assert ready("keys", "rotate", "extra", "--json").json["version"] == 2
+    rotated = ready("keys", "rotate", "default").out
+    assert "Next: encpipe keys backup FILE" in rotated
     assert ready("keys", "rotate", "absent", "--json", code=3).json["error"]["code"] == "key-not-found"
     listed = ready("keys", "list").out.splitlines()
     assert listed[2].split() == ["master", "key", "version", "state", "created"]
     assert [line.split()[:3] for line in listed[3:]] == [
-        ["local:default", "1", "active"],
+        ["local:default", "1", "retired"],
+        ["local:default", "2", "active"],
         ["local:extra", "1", "retired"],
         ["local:extra", "2", "active"],
         ["local:pii", "1", "active"],
