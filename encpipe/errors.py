@@ -32,7 +32,7 @@ from typing import Any, ClassVar, Final
 CODES: Final[dict[str, str]] = {
     # EncpipeError
     "internal": "encpipe met a state it does not expect; please report it",
-    "interrupted": "stopped by Ctrl-C; what was finished is kept",
+    "interrupted": "stopped by Ctrl-C; datasets are as they were before",
     "source-unreadable": "a source file cannot be read as the format its name promises",
     "source-empty": "no source file matches, or none holds a table",
     "source-changed": "the source or a setting differs from the stopped write that would be resumed",
