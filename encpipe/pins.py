@@ -39,14 +39,14 @@ class Pins:
 
     def check(self, manifest: Manifest, view: TaggedCore) -> None:
         """Raise `StaleDatasetError` when the manifest is not what was pinned."""
-        core = manifest.core
+        core, opened = manifest.core, view.core.generation
         if self.expect_dataset is not None and core.dataset_id != self.expect_dataset:
             _refuse(f"this is dataset {core.dataset_id}, not the pinned {self.expect_dataset}")
         if self.min_generation is not None and core.generation < self.min_generation:
             _refuse(f"this is generation {core.generation}, older than the pinned {self.min_generation}")
-        if self.min_generation is not None and view.core.generation < self.min_generation:
+        if self.min_generation is not None and opened < self.min_generation:
             raise StaleDatasetError(
-                f"generation {view.core.generation} is asked for and the least pinned is {self.min_generation}",
+                f"generation {opened} is asked for, older than the pinned {self.min_generation}",
                 hint="if this is what you want to read, change the pin",
             )
         if self.min_revision is not None and manifest.revision < self.min_revision:
