@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,12 +16,18 @@ import pyarrow.parquet as pq
 from encpipe.access import AnyPath, overlap, resolve_config
 from encpipe.config import Config
 from encpipe.dataset import Dataset, Filter, open_dataset
-from encpipe.errors import ConfigError
+from encpipe.errors import ConfigError, EncpipeError, StorageError
 from encpipe.filelist import FileEntry
 from encpipe.kms.registry import MasterKeys
 from encpipe.projection import OnMissingKey
 from encpipe.sealing import HashingSink, ProgressCallback, Tally, hive_folder
 from encpipe.storage import Storage, open_storage
+
+MARKER: Final = "_encpipe-incomplete"
+"""Stands in the target while it is written, and afterwards if the process was killed."""
+_MARKER_TEXT: Final = (
+    b"encpipe decrypts into this folder, or was stopped while it did: not all rows are here.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,9 @@ def decrypt_dataset(
     """Write the dataset's rows as plaintext Parquet files into the empty or new folder `target`.
 
     One file for each encrypted file that has rows left, row groups kept, partition columns as Hive folders.
-    Raises `ConfigError` `exists` when `target` is not empty, and whatever reading raises; a file that was not
-    finished does not appear.
+    Raises `ConfigError` `exists` when `target` is not empty, and whatever reading raises. All or nothing: on
+    an error or Ctrl-C every file made so far is removed. The object `MARKER` stands in `target` meanwhile; it
+    is left with the files when the process is killed, or when the storage refuses to remove them.
     """
     settings = resolve_config(config, keyring=keyring)
     place = open_storage(os.fspath(target), config=settings, options=target_options)
@@ -70,8 +79,7 @@ def decrypt_dataset(
             f"{place.url} is the dataset itself, lies in it, or holds it",
             hint="plaintext belongs into a folder of its own",
         )
-    if next(iter(place.list()), None) is not None:
-        raise ConfigError(f"{place.url} is not empty", hint="name an empty or a new folder", code="exists")
+    _check_empty(place)
     with open_dataset(
         url,
         config=settings,
@@ -84,13 +92,8 @@ def decrypt_dataset(
         _check_columns(dataset, columns)
         export = _Export(dataset, place, columns, filter, compression)
         tally = Tally(len(dataset.files), sum(entry.size for entry in dataset.files), progress)
-        with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="encpipe-export") as pool:
-            futures = [pool.submit(export.one, n, entry, tally) for n, entry in enumerate(dataset.files)]
-            try:
-                sizes = [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        with _all_or_nothing(place, export.made):
+            sizes = _run(export, tally, workers or os.cpu_count() or 1)
         return DecryptReport(
             url=dataset.url,
             target=place.url,
@@ -100,6 +103,57 @@ def decrypt_dataset(
             bytes_out=sum(sizes),
             missing_keys=dataset.missing_keys,
         )
+
+
+def _check_empty(place: Storage) -> None:
+    names = {info.path for info in place.list()}
+    if MARKER in names:
+        raise _unfinished(place)
+    if names:
+        raise ConfigError(f"{place.url} is not empty", hint="name an empty or a new folder", code="exists")
+
+
+def _unfinished(place: Storage) -> ConfigError:
+    return ConfigError(
+        f"{place.url} holds an unfinished decryption, in plaintext",
+        hint=f"remove the folder, or wait if another process decrypts into it ({MARKER} marks it)",
+        code="exists",
+    )
+
+
+@contextlib.contextmanager
+def _all_or_nothing(place: Storage, made: Sequence[str]) -> Iterator[None]:
+    """Mark the target as incomplete for the length of the block; on an error remove what was `made`."""
+    try:
+        place.create(MARKER, _MARKER_TEXT)
+    except StorageError as error:
+        raise _unfinished(place) if error.code == "exists" else error from None
+    try:
+        yield
+        place.delete(MARKER)
+    except BaseException as error:
+        try:
+            for path in (*made, MARKER):
+                place.delete(path)
+        except StorageError as left:
+            if isinstance(error, EncpipeError):
+                error.hint = (
+                    f"{error.hint}; plaintext is left in {place.url} ({left.message}): remove it".strip("; ")
+                )
+        raise
+
+
+def _run(export: _Export, tally: Tally, workers: int) -> list[int]:
+    """The bytes written for each file. No worker writes on after an error."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="encpipe-export") as pool:
+        try:
+            entries = enumerate(export.dataset.files)
+            futures = [pool.submit(export.one, n, entry, tally) for n, entry in entries]
+            return [future.result() for future in futures]
+        except BaseException:
+            export.stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _check_columns(dataset: Dataset, columns: Sequence[str] | None) -> None:
@@ -119,6 +173,8 @@ class _Export:
     columns: Sequence[str] | None
     filter: Filter | None
     compression: str
+    made: list[str] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)
 
     def one(self, n: int, entry: FileEntry, tally: Tally) -> int:
         """Write one file; the bytes written, 0 when the filter left no rows."""
@@ -132,11 +188,28 @@ class _Export:
             return 0
         shown = {k: entry.partition[k] for k in self.dataset.partitions if k in scan.schema.names}
         path = "/".join(filter(None, (hive_folder(shown), f"part-{n:05}.parquet")))
-        with self.target.create_file(path) as stream:
-            sink = HashingSink(stream)
+        with self._file(path) as sink:
             with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression=self.compression) as out:
                 for table in (first, *tables) if first is not None else ():
+                    self._go_on()
                     out.write_table(table.select(inside), row_group_size=max(1, len(table)))
                     tally.add(rows=len(table))
+            self._go_on()
         tally.add(files=1, size=entry.size)
         return sink.size
+
+    def _go_on(self) -> None:
+        if self.stopped.is_set():
+            raise EncpipeError("the decryption was stopped", code="interrupted")
+
+    @contextlib.contextmanager
+    def _file(self, path: str) -> Iterator[HashingSink]:
+        """A new file of the target, entered in `made` before it appears; not if it was there already."""
+        try:
+            with self.target.create_file(path) as stream:
+                yield HashingSink(stream)
+                self.made.append(path)
+        except StorageError as error:
+            if error.code == "exists" and path in self.made:
+                self.made.remove(path)
+            raise

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import steps
-from scene import PII, Scene, ids, people, save
+from scene import PII, Scene, ended, forked, ids, people, save
 
 from encpipe import ConfigError, EncpipeError, IntegrityError, Policy, StorageError, UntrustedKeyError
-from encpipe.export import DecryptReport
+from encpipe.export import MARKER, DecryptReport
 
 
 @pytest.fixture
@@ -118,19 +121,101 @@ def test_plaintext_does_not_go_into_the_dataset(scene: Scene, tmp_path: Path, pl
     assert scene.objects() == before
 
 
-def test_a_damaged_file_leaves_nothing_half_written(scene: Scene, tmp_path: Path, target: Path) -> None:
+def test_a_damaged_file_leaves_no_plaintext(scene: Scene, tmp_path: Path, target: Path) -> None:
     big = [people(n, 40_000) for n in (0, 40_000)]
     scene.write(save(tmp_path / "source", *big, row_group=10_000))
     entry = scene.open().files[1]
     path = scene.folder / entry.path
-    data = bytearray(path.read_bytes())
+    good = path.read_bytes()
+    data = bytearray(good)
     data[entry.size * 3 // 4] ^= 1
     path.write_bytes(data)
     with pytest.raises(IntegrityError) as caught:
         scene.decrypt(target, workers=1)
     assert caught.value.code == "file-damaged"
-    assert files(target) == ["part-00000.parquet"], "what was finished is whole"
-    assert pq.read_table(target).equals(big[0])
+    assert files(target) == []
+    path.write_bytes(good)
+    assert scene.decrypt(target).rows == 80_000
+
+
+def test_ctrl_c_leaves_no_plaintext(scene: Scene, tmp_path: Path, target: Path) -> None:
+    scene.write(save(tmp_path / "source", *(people(6 * n) for n in range(8))))
+    arrived, main = threading.Event(), threading.get_ident()
+    at_work: list[list[str]] = []
+
+    def interrupted(*_: object) -> None:
+        arrived.set()
+        raise KeyboardInterrupt
+
+    def press(now: Any) -> None:
+        if now.files_done == 3 and not at_work:
+            at_work.append(files(target))
+            signal.pthread_kill(main, signal.SIGINT)
+            assert arrived.wait(30)
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            scene.decrypt(target, workers=2, progress=press)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert MARKER in at_work[0]
+    assert len(at_work[0]) > 3
+    assert files(target) == []
+    assert scene.decrypt(target).rows == 48
+
+
+def test_a_killed_decryption_is_marked(
+    scene: Scene, tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.write(save(tmp_path / "source", people(0), people(6)))
+    log = steps.install(monkeypatch)
+
+    def die(now: int, step: str) -> None:
+        if step == "publish part-00001.parquet":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    log.before = die
+    assert ended(forked(lambda: scene.decrypt(target, workers=1))) == -signal.SIGKILL
+    log.before = lambda n, step: None
+    assert {"part-00000.parquet", MARKER} <= set(files(target))
+    left = files(target)
+    with pytest.raises(ConfigError, match="unfinished decryption") as refused:
+        scene.decrypt(target)
+    assert refused.value.code == "exists"
+    assert "remove the folder" in refused.value.hint
+    assert files(target) == left
+
+
+def test_only_files_of_the_failed_run_are_removed(scene: Scene, tmp_path: Path, target: Path) -> None:
+    scene.write(save(tmp_path / "source", *(people(6 * n) for n in range(3))))
+
+    def meddle(now: Any) -> None:
+        (target / "mine.txt").write_text("mine")
+        (target / "part-00002.parquet").write_text("mine")
+
+    with pytest.raises(StorageError) as refused:
+        scene.decrypt(target, workers=1, progress=meddle)
+    assert refused.value.code == "exists"
+    assert files(target) == ["mine.txt", "part-00002.parquet"]
+    assert (target / "part-00002.parquet").read_text() == "mine"
+
+
+def test_plaintext_that_cannot_be_removed_is_told_and_marked(
+    scene: Scene, tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.write(save(tmp_path / "source", people(0), people(6)))
+    log = steps.install(monkeypatch)
+
+    def refuse(now: int, step: str) -> None:
+        if step.startswith(("delete", "publish part-00001")):
+            raise StorageError("gone", hint="try later", code="storage-unavailable")
+
+    log.before = refuse
+    with pytest.raises(StorageError) as failed:
+        scene.decrypt(target, workers=1)
+    assert failed.value.hint.startswith("try later; plaintext is left in ")
+    assert files(target) == [MARKER, "part-00000.parquet"]
 
 
 def test_a_full_target_is_an_error_of_ours(
