@@ -9,6 +9,7 @@ from torch.utils import data
 
 from encpipe.access import AnyPath
 from encpipe.config import Config
+from encpipe.configtable import did_you_mean
 from encpipe.dataset import Dataset, Filter, open_dataset
 from encpipe.errors import ConfigError, EncpipeError
 from encpipe.kms.registry import MasterKeys
@@ -30,6 +31,7 @@ class OpenOptions(TypedDict, total=False):
     min_revision: int | None
     expect_core: str | None
     pin_store: AnyPath | None
+    expect_key_names: Sequence[str]
     generation: int | None
     max_key_age: float | None
     key_grace: float
@@ -43,10 +45,13 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
     exact across row groups and files; the last one is shorter. `encpipe.torch.tensors` says what each type
     becomes and what `nulls` does. May be iterated any number of times, and yields the same each time.
 
-    In a `DataLoader` pass `batch_size=None`, since batches are made here. Rows are decrypted by threads in
-    this process; worker processes (`num_workers`) are refused for now with `EncpipeError` `unsupported`.
+    In a `DataLoader` pass `batch_size=None`, since batches are made here: otherwise it stacks them once more,
+    into tensors with one dimension too many, and fails where the last one is shorter. Shuffling comes later.
+    Rows are decrypted by threads in this process; worker processes (`num_workers`) are refused for now with
+    `EncpipeError` `unsupported`.
 
-    Raises what `open_dataset` and `Dataset.scan` raise, and what `Converter` does when it is made or used.
+    Raises what `open_dataset` and `Dataset.scan` raise, what `Converter` does when it is made or used, and
+    `TypeError` for an unknown keyword argument.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size!r}: it is a number of rows, at least 1")
+        _check_names(options)
         self._owned: Dataset | None = None
         if isinstance(url_or_dataset, Dataset):
             if options:
@@ -95,7 +101,16 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
 
     def _refuse_processes(self) -> NoReturn:
         raise EncpipeError(
-            "encpipe.torch.IterableDataset cannot be used in worker processes",
+            # the advice is in the message, since torch shows that of a worker's error and nothing else
+            "encpipe.torch.IterableDataset cannot be used in worker processes: pass num_workers=0",
             hint="pass num_workers=0 to the DataLoader: decryption runs in threads of this process already",
             code="unsupported",
         )
+
+
+def _check_names(options: Mapping[str, object]) -> None:
+    unknown = set(options) - OpenOptions.__annotations__.keys()
+    if unknown:
+        own = {"columns", "batch_size", "nulls", "filter"}
+        close = did_you_mean(min(unknown), own | OpenOptions.__annotations__.keys())
+        raise TypeError(f"IterableDataset() got an unexpected keyword argument {min(unknown)!r}: {close}")

@@ -154,8 +154,13 @@ def test_worker_processes_are_refused_whether_forked_or_spawned(place: Place) ->
     data = place.dataset(["n"])
     for context in ("fork", "spawn"):
         loader = DataLoader(data, batch_size=None, num_workers=1, multiprocessing_context=context)
-        with pytest.raises(encpipe.EncpipeError, match="worker processes"):
+        with pytest.raises(encpipe.EncpipeError, match="worker processes: pass num_workers=0"):
             list(loader)
+
+
+def test_a_mistyped_argument_is_named_with_its_like() -> None:
+    with pytest.raises(TypeError, match=r"IterableDataset.*'columms'.*'columns'"):
+        IterableDataset("people", columms=["age"])
 
 
 def test_it_refuses_to_be_pickled_since_it_holds_keys(place: Place) -> None:
