@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
 CELL_CHARACTERS: Final = 40
 """A value is shown up to this long; `--json` has all of it."""
+EARLIER_STAY: Final = (
+    "earlier generations stay readable: to delete their data now, delete the dataset's folder"
+)
 
 
-def write_view(report: WriteReport, target: str) -> list[Part]:
+def write_view(report: WriteReport, target: str, *, overwritten: bool = False) -> list[Part]:
     """The report of a write for a person."""
-    resumed = f", {report.resumed_files:,} of them by the run before" if report.resumed_files else ""
+    resumed = (
+        f", {plural(report.resumed_files, 'file')} of them by the run before" if report.resumed_files else ""
+    )
     rate = f", {size(int(report.bytes_in / report.seconds))}/s" if report.seconds > 0 else ""
     rows = [
         ("dataset", target),
@@ -34,6 +39,8 @@ def write_view(report: WriteReport, target: str) -> list[Part]:
         ("time", f"{report.seconds:.1f} s{rate}"),
     ]
     rows += [(f"key name {name}", ", ".join(uris)) for name, uris in report.master_keys.items()]
+    if overwritten and report.generation > 1:
+        return [Facts(rows), Note(EARLIER_STAY, warning=True)]
     return [Facts(rows)]
 
 

@@ -90,7 +90,9 @@ def encrypt(
     settings = opt.settings(config, storage_option, keys=key)
     opt.must_be_configured(settings.config)
     if overwrite and not yes:
-        opt.confirm(f"replace the dataset at {target}, if there is one?", json=json)
+        opt.confirm(
+            f"replace the dataset at {target}, if there is one? Earlier generations stay readable", json=json
+        )
     output = make_output(json=json)
     with output.progress("encrypting") as progress:
         report = write_dataset(
@@ -106,7 +108,7 @@ def encrypt(
             restart=restart,
             progress=progress,
         )
-    output.result(report.as_json(), lambda: write_view(report, target))
+    output.result(report.as_json(), lambda: write_view(report, target, overwritten=overwrite))
 
 
 def append(

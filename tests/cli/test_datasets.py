@@ -71,6 +71,8 @@ def test_nothing_is_replaced_without_a_yes(data: Cli) -> None:
     assert data(*again, "--json", code=2).json["error"]["code"] == "exists"
     assert data(*again, "--overwrite", "--json", code=2).json["error"]["code"] == "usage"
     assert data(*again, "--overwrite", "--yes", "--json").json["generation"] == 2
+    assert "earlier generations stay readable" in data(*again, "--overwrite", "--yes").out
+    assert "earlier" not in data("encrypt", "plain.parquet", "new", "--overwrite", "--yes").out
 
 
 def test_inspect_tells_with_and_without_keys_apart(data: Cli) -> None:
