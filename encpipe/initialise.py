@@ -117,7 +117,11 @@ def _config_text(keyring: KeyringConfig, keys: Mapping[str, tuple[str, ...]], ke
         lines.append(f"unlock = {json.dumps(keyring.unlock)}")
     if lines[-1]:
         lines.append("")
-    lines += ["# Key name -> master keys: the first wraps, and each of them opens.", "[keys]"]
+    lines += [
+        "# Key name -> master keys: the first wraps, and each of them opens. A master key that neither this",
+        "# file nor your own local keyring names is never used. The keyring's count for all key names.",
+        "[keys]",
+    ]
     lines += [f"{name} = {json.dumps(list(uris))}" for name, uris in keys.items()]
     lines += [
         "",
