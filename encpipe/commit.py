@@ -64,10 +64,14 @@ def commit(
 ) -> int:
     """Make `files` the dataset's new generation and return its number.
 
-    Raises `ConflictError` when the manifest is not the target's base any more, or the journal is gone; the
-    dataset is then unchanged and the new list removed.
+    Where another run took the journal over and committed, that run's generation is returned: what it
+    committed is this write. Raises `ConflictError` when the manifest is not the target's base any more, or
+    the journal is gone; the dataset is then unchanged and the new list removed.
     """
     base = target.base
+    done = None if base is None else _core_of(base.manifest, writer_id)
+    if done is not None:
+        return done.generation
     generation = 1 if base is None else base.manifest.core.generation + 1
     list_id = new_id()
     file_list = FileList(
@@ -100,11 +104,30 @@ def commit(
     try:
         _replace_manifest(storage, target, core, writer_id)
     except EncpipeError as error:
-        if error.code != "storage-unavailable" and surely_not_committed(storage, writer_id):
-            with contextlib.suppress(EncpipeError):
-                storage.delete(core.list_name)
-        raise
+        if error.code == "storage-unavailable":  # it may have happened: everything stays
+            raise
+        done = _settle(storage, core, writer_id)
+        if done is None:
+            raise
+        return done.generation
     return generation
+
+
+def _settle(storage: Storage, core: Core, writer_id: str) -> Core | None:
+    """What of this writer is committed after all. The list of `core` goes, unless it may be of use."""
+    try:
+        found = _committed(storage)
+    except EncpipeError:
+        return None
+    done = None if found is None else _core_of(found, writer_id)
+    if done is None:
+        useless = found is None or _reaches(found, core.generation - 1)
+    else:
+        useless = done.list_id != core.list_id
+    if useless:
+        with contextlib.suppress(EncpipeError):
+            storage.delete(core.list_name)
+    return done
 
 
 def _replace_manifest(storage: Storage, target: Target, core: Core, writer_id: str) -> None:
@@ -127,37 +150,49 @@ def _replace_manifest(storage: Storage, target: Target, core: Core, writer_id: s
         if not journal.still_there(storage, writer_id):
             raise ConflictError("the journal of this write was removed by another process")
 
-    storage.commit(MANIFEST_PATH, data, check=check, is_ours=lambda found: holds_commit(found, writer_id))
+    storage.commit(MANIFEST_PATH, data, check=check, is_ours=lambda found: _names(found, core))
+
+
+def _names(data: bytes, core: Core) -> bool:
+    """Whether a manifest is, or builds upon, just this core, not that of another run of the same write."""
+    done = _core_of(manifest.parse(data), core.commit_id)
+    return done is not None and done.list_id == core.list_id
 
 
 def committed_as(storage: Storage, writer_id: str) -> int | None:
     """The generation that a writer committed, or None. Raises `StorageError` when it cannot be told."""
+    found = _committed(storage)
+    done = None if found is None else _core_of(found, writer_id)
+    return None if done is None else done.generation
+
+
+def surely_not_committed(storage: Storage, writer_id: str, since: int) -> bool:
+    """Whether what a writer made on top of generation `since` may be deleted: all generations after it are
+    in the manifest, and none is the writer's. False where that cannot be told."""
     try:
-        found = read_manifest(storage)[1]
+        found = _committed(storage)
+    except EncpipeError:
+        return False
+    return found is None or (_core_of(found, writer_id) is None and _reaches(found, since))
+
+
+def _committed(storage: Storage) -> Manifest | None:
+    try:
+        return read_manifest(storage)[1]
     except StorageError as error:
         if error.code != "not-found":
             raise
         return None
-    return generation_of(found, writer_id)
 
 
-def surely_not_committed(storage: Storage, writer_id: str) -> bool:
-    """Whether what a writer made may be deleted: a manifest was read that does not hold its commit."""
-    try:
-        return committed_as(storage, writer_id) is None
-    except EncpipeError:
-        return False
-
-
-def generation_of(found: Manifest, commit_id: str) -> int | None:
-    """The generation that is, in a manifest or below it, the commit of this id."""
+def _core_of(found: Manifest, commit_id: str) -> Core | None:
     cores = (tagged.core for tagged in (found.head, *found.retained))
-    return next((core.generation for core in cores if core.commit_id == commit_id), None)
+    return next((core for core in cores if core.commit_id == commit_id), None)
 
 
-def holds_commit(data: bytes, commit_id: str) -> bool:
-    """Whether a manifest is, or builds upon, the commit of this id."""
-    return generation_of(manifest.parse(data), commit_id) is not None
+def _reaches(found: Manifest, since: int) -> bool:
+    """Whether the manifest holds every generation after `since`."""
+    return found.core.generation - since <= 1 + len(found.retained)
 
 
 def rebased(target: Target, current: State) -> Target:
@@ -169,6 +204,7 @@ def rebased(target: Target, current: State) -> Target:
         and base.manifest.core.keks == current.manifest.core.keks
         and base.files.policy == current.files.policy
         and base.files.schema == current.files.schema
+        and _reaches(current.manifest, base.manifest.core.generation)
     )
     if not same:
         raise ConflictError(

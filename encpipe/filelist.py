@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from encpipe import aead, strictjson
 from encpipe.aead import Label
-from encpipe.errors import DecryptionError, FormatError, ManifestError, PolicyError
+from encpipe.errors import DecryptionError, EncpipeError, FormatError, ManifestError, PolicyError
 from encpipe.keys import KEY_NAME, Secret
 from encpipe.policy import Policy
 from encpipe.strictjson import Fields
@@ -115,7 +115,12 @@ def _key(footer_kek: Secret, list_id: str) -> Secret:
 
 
 def seal(file_list: FileList, *, footer_kek: Secret, dataset_id: str, generation: int, list_id: str) -> bytes:
-    """The sealed object: 0x01 || nonce || ciphertext || tag."""
+    """The sealed object: 0x01 || nonce || ciphertext || tag.
+
+    Raises `EncpipeError` `unsupported` for a list that names a file twice: no reader would take it.
+    """
+    if _names_twice(file_list.files):
+        raise EncpipeError("the file list of this write names a file twice", code="unsupported")
     plaintext = strictjson.dumps(file_list.as_json())
     aad = _aad(dataset_id, generation, list_id)
     return _VERSION + aead.seal(_key(footer_kek, list_id), plaintext, aad=aad)
@@ -155,7 +160,7 @@ def parse(plaintext: bytes) -> FileList:
         )
     partitions = fields.texts("partitions", limit=MAX_COLUMNS)
     files = tuple(parse_entry(item, partitions) for item in fields.array("files", limit=MAX_FILES))
-    if len({entry.path for entry in files}) != len(files) or len({e.id for e in files}) != len(files):
+    if _names_twice(files):
         fields.refuse("names a file twice")
     return FileList(
         policy=_parse_policy(fields.fields("policy")),
@@ -165,6 +170,10 @@ def parse(plaintext: bytes) -> FileList:
         files=files,
         raw=raw,
     )
+
+
+def _names_twice(files: tuple[FileEntry, ...]) -> bool:
+    return min(len({entry.path for entry in files}), len({entry.id for entry in files})) < len(files)
 
 
 def _parse_columns(fields: Fields) -> dict[str, str]:

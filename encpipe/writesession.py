@@ -227,7 +227,7 @@ class WriteSession:
         with suppress(EncpipeError):
             paths = recorded_paths(records, self._contents.partitions)
             self._storage.delete(journals.journal_path(journal.writer_id))
-            if surely_not_committed(self._storage, journal.writer_id):
+            if surely_not_committed(self._storage, journal.writer_id, journal.base_generation):
                 journals.remove(self._storage, journal.writer_id, paths)
 
     def _session_keys(self, target: Target) -> DatasetKeys:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import threading
@@ -16,6 +17,7 @@ from scene import Scene, ended, forked, ids, on_s3, people, save
 
 from encpipe import ConflictError, EncpipeError, Policy
 from encpipe import journal as journals
+from encpipe.writer import WriteReport
 
 OLD = list(range(6))
 
@@ -141,6 +143,37 @@ def test_an_overwrite_does_not_undo_an_append(scene: Scene, monkeypatch: pytest.
         scene.write(people(50), overwrite=True)
     assert refused.value.code == "conflict"
     assert ids(scene.table()) == [*OLD, *range(10, 16)]
+    scene.check_whole()
+    assert scene.verify().unlisted == ()
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["ended", "stopped before its journal was removed"])
+@pytest.mark.parametrize("kind", ["write", "overwrite", "append"])
+def test_what_another_run_of_the_same_write_committed_counts_once_and_stays(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, stopped: bool
+) -> None:
+    """This run slept so long that its lease ran out, and another one took its journal over."""
+    source = save(tmp_path / "new", people(10), people(16))
+    if kind != "write":
+        scene.write(people(0))
+
+    def run() -> WriteReport:
+        return scene.append(source) if kind == "append" else scene.write(source, overwrite=kind != "write")
+
+    def other_run() -> None:
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            if stopped:
+                patched.setattr(journals, "remove", stop)
+            run()
+
+    monkeypatch.setattr(steps.Stepping, "hold", lambda *_: contextlib.nullcontext())
+    while_committing(monkeypatch, scene, other_run)
+    report = run()
+    assert (report.generation, report.rows, report.files) == (1 if kind == "write" else 2, 12, 2)
+    assert ids(scene.table()) == [*(OLD if kind == "append" else []), *range(10, 22)]
     scene.check_whole()
     assert scene.verify().unlisted == ()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from specimen import CREATED
 
 from encpipe import filelist
-from encpipe.errors import FormatError, IntegrityError, ManifestError
+from encpipe.errors import EncpipeError, FormatError, IntegrityError, ManifestError
 from encpipe.filelist import FileEntry, FileList
 from encpipe.keys import Secret
 from encpipe.policy import Policy
@@ -54,6 +55,14 @@ def test_what_was_sealed_opens_to_the_same() -> None:
     found = reopen(filelist.seal(LIST, footer_kek=KEK, **PLACE))
     assert found == FileList(LIST.policy, LIST.schema, LIST.columns, LIST.partitions, LIST.files, found.raw)
     assert list(found.columns) == ["name", "addr.zip", "id"]
+
+
+@pytest.mark.parametrize("twice", [entry(1), entry(9, id=f"{1:032x}"), entry(9, path=entry(1).path)])
+def test_a_file_named_twice_is_not_sealed(twice: FileEntry) -> None:
+    listed = dataclasses.replace(LIST, files=(*LIST.files, twice))
+    with pytest.raises(EncpipeError, match="twice") as refused:
+        filelist.seal(listed, footer_kek=KEK, **PLACE)
+    assert refused.value.code == "unsupported"
 
 
 def test_an_empty_dataset_has_an_empty_list() -> None:
