@@ -13,6 +13,7 @@ from encpipe.cli.parts import Facts, Grid, Note, Part
 from encpipe.cli.program import with_examples
 
 if TYPE_CHECKING:
+    from encpipe.kms.base import AskPassphrase
     from encpipe.kms.keyringfile import KeyringFile
     from encpipe.kms.keyringkeys import KeyVersion
     from encpipe.kms.unlock import Unlock
@@ -123,12 +124,14 @@ def import_(
 ) -> None:
     """Add the master keys of another keyring file."""
     ring = _keyring(config)
+    before = ring.list()
     names = ring.import_keys(file, _unlock(unlock))
-    payload = {"keyring": str(ring.path), "names": list(names)}
-    uris = ", ".join(f"local:{name}" for name in names)
-    make_output(json=json).result(
-        payload, lambda: [Facts([("keyring", str(ring.path)), ("master keys", uris)])]
-    )
+    after = ring.list()
+    new = [name for name in names if after[name] != before.get(name)]
+    payload = {"keyring": str(ring.path), "names": list(names), "new": new}
+    facts = [("keyring", str(ring.path)), ("master keys", ", ".join(f"local:{name}" for name in names))]
+    notes = [] if new else [Note("nothing new: the keyring had all of these")]
+    make_output(json=json).result(payload, lambda: [Facts(facts), *notes])
 
 
 @app.command(
@@ -180,7 +183,9 @@ def passphrase(
 
     Copies made before still open with what opened them then.
     """
-    ring = _keyring(config)
+    from encpipe.cli.passphrase import ask_passphrase
+
+    ring = _keyring(config, ask=lambda purpose: ask_passphrase(f"current {purpose}"))
     ring.change_protection(_unlock(protect))
     parts: list[Part] = [Facts([("keyring", str(ring.path)), ("protected by", protect)])]
     if protect != "prompt":
@@ -188,12 +193,12 @@ def passphrase(
     make_output(json=json).result({"keyring": str(ring.path), "protect": protect}, lambda: parts)
 
 
-def _keyring(config: Path | None) -> KeyringFile:
+def _keyring(config: Path | None, ask: AskPassphrase | None = None) -> KeyringFile:
     from encpipe.cli.passphrase import ask_passphrase
     from encpipe.config import load_config
     from encpipe.kms.keyringfile import KeyringFile
 
-    return KeyringFile.from_config(load_config(config).keyring, ask_passphrase)
+    return KeyringFile.from_config(load_config(config).keyring, ask or ask_passphrase)
 
 
 def _unlock(form: str) -> Unlock:

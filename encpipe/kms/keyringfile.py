@@ -119,23 +119,33 @@ class KeyringFile:
 
     def change_protection(self, unlock: Unlock, *, kdf: KdfParams = STRONG) -> None:
         """Seal the keyring under another passphrase or key file. Copies made before keep the old one."""
-        protection, root = unlock.protect(kdf, what=self.what)
-        self._change(lambda keyring: keyring, protection, root)
+        before, root = self._unlocked()  # first, so that nobody chooses a passphrase in vain
+        protection, new_root = unlock.protect(kdf, what=self.what)
+        self._replace(before, root, lambda keyring: keyring, protection, new_root)
         self.unlock = unlock
 
     def _open(self) -> Keyring:
         sealed = self.read()
         return sealed.open(self.root(sealed))
 
-    def _change(
+    def _change(self, edit: Callable[[Keyring], Keyring]) -> Keyring:
+        before, root = self._unlocked()  # before the lock: a person may be typing
+        return self._replace(before, root, edit)
+
+    def _unlocked(self) -> tuple[SealedKeyring, Secret]:
+        sealed = self.read()
+        root = self.root(sealed)
+        sealed.open(root)
+        return sealed, root
+
+    def _replace(
         self,
+        before: SealedKeyring,
+        root: Secret,
         edit: Callable[[Keyring], Keyring],
         protection: Protection | None = None,
         new_root: Secret | None = None,
     ) -> Keyring:
-        before = self.read()
-        root = self.root(before)  # before the lock: a person may be typing
-        before.open(root)
         with privatefile.locked(self.path, what=self.what):
             sealed = self.read()
             if sealed.protection != before.protection:

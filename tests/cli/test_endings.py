@@ -234,6 +234,16 @@ def test_a_terminal_is_asked_twice_for_a_new_passphrase_and_never_shown_one(home
         assert "horse" not in terminal.seen
 
 
+def test_the_current_passphrase_is_asked_for_before_the_new_one(cli: Cli) -> None:
+    cli("init", env={"ENCPIPE_PASSPHRASE": "correct horse"})
+    with Terminal("keys", "passphrase") as terminal:
+        terminal.answer("", "current passphrase of", "correct horse")
+        terminal.answer("", "new passphrase of", "correct house")
+        terminal.answer("", "the same again", "correct house")
+        assert terminal.end() == 0
+    cli("keys", "create", "a", env={"ENCPIPE_PASSPHRASE": "correct house"})
+
+
 def test_ctrl_c_at_a_prompt_writes_nothing(home: Path) -> None:
     with Terminal("init") as terminal:
         terminal.wait_for("new passphrase")
