@@ -146,18 +146,23 @@ def parse_config(text: str, source: Path, *, env: Mapping[str, str] | None = Non
 
 def load_policy(path: Path) -> Policy:
     """A policy file: TOML with the keys of the table `policy` at its top. Raises `ConfigError`."""
-    source = _must_exist(path, "the policy file")
-    return _policy(Table(_toml(_read(source), source), "", source))
+    source = _must_exist(path, "the policy file", hint="check the path of --policy")
+    values = _toml(_read(source), source)
+    if isinstance(values.get("policy"), dict):
+        raise ConfigError(
+            f"{source}: a policy file has no table [policy]",
+            hint="leave out the [policy] line, and write [columns] for [policy.columns]",
+            code="config-unknown-key",
+        )
+    return _policy(Table(values, "", source))
 
 
-def _must_exist(path: Path, what: str) -> Path:
+def _must_exist(
+    path: Path, what: str, *, hint: str = "check the path, or make a configuration with: encpipe init"
+) -> Path:
     if path.is_file():
         return path.absolute()
-    raise ConfigError(
-        f"{what} {str(path)!r} is not there",
-        hint="check the path, or make a configuration with: encpipe init",
-        code="config-missing",
-    )
+    raise ConfigError(f"{what} {str(path)!r} is not there", hint=hint, code="config-missing")
 
 
 def _read(path: Path) -> str:
@@ -208,7 +213,11 @@ def _unlock(table: Table, value: str) -> str:
         return value
     if kind in ("file", "key-file") and rest:
         return f"{kind}:{table.resolve(rest)}"
-    raise table.error("unlock", f"must be one of: {', '.join(UNLOCK_FORMS)}")
+    raise table.error(
+        "unlock",
+        f"must be one of: {', '.join(UNLOCK_FORMS)}",
+        hint='for example unlock = "key-file:~/encpipe.key"; never the passphrase itself',
+    )
 
 
 def _keys(table: Table) -> dict[str, tuple[str, ...]]:

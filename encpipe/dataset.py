@@ -100,7 +100,10 @@ class Dataset:
 
     def __init__(self, storage: Storage, state: State, on_missing_key: OnMissingKey = "error") -> None:
         if on_missing_key not in ("error", "skip", "null"):
-            raise ConfigError(f"on_missing_key is {on_missing_key!r}: it is error, skip or null")
+            raise ConfigError(
+                f"on_missing_key is {on_missing_key!r}: it is error, skip or null",
+                hint='on_missing_key="error", "skip" or "null"',
+            )
         self._storage = storage
         self._state = state
         self._columns = columns_of(state.files, state.view.core.key_names)

@@ -35,14 +35,14 @@ FORMAT_VERSION: Final = 1
 _CREATED: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _HEADER_FIELDS: Final = frozenset({"format", "version", "protection", "commitment", "keys", "seal_id"})
 
+_RESTORE: Final = "restore the keyring from a backup; nothing was changed"
+
 ProtectionKind = Literal["passphrase", "key-file"]
 
 
 def damaged(what: str, why: str) -> NoReturn:
     """Raise the `IntegrityError` of a damaged keyring."""
-    raise IntegrityError(
-        f"{what} {why}", hint="restore the keyring from a backup; nothing was changed", code="keyring-damaged"
-    )
+    raise IntegrityError(f"{what} {why}", hint=_RESTORE, code="keyring-damaged")
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,8 @@ def parse(data: bytes, *, what: str) -> SealedKeyring:
     """
     if len(data) > MAX_FILE_BYTES:
         damaged(what, f"is longer than {MAX_FILE_BYTES} bytes")
+    if not data:
+        damaged(what, "is empty")
     header, _, rest = data.partition(b"\n")
     fields = _fields(header, what)
     if fields.text("format") != FORMAT:
@@ -185,7 +187,11 @@ def _second_line(header: bytes, sealed: bytes) -> bytes:
 
 
 def _fields(line: bytes, what: str) -> strictjson.Fields:
-    value = strictjson.loads(line, what=what, code="keyring-damaged")
+    try:
+        value = strictjson.loads(line, what=what, code="keyring-damaged")
+    except IntegrityError as error:
+        error.hint = _RESTORE
+        raise
     return strictjson.Fields(value, what=what, error=IntegrityError, code="keyring-damaged")
 
 

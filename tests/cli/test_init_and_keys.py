@@ -142,7 +142,10 @@ def test_a_key_moves_to_another_keyring(ready: Cli, home: Path) -> None:
     other = {"ENCPIPE_KEYRING": str(home / "other.json")}
     cli("init", "--config", "other.toml", "--key-file", home / "other.key", env=other)
     args = ("keys", "import", "pii.json", "--config", "other.toml")
-    assert cli(*args, "--unlock", "file:~/handover", "--json").json["names"] == ["pii"]
+    found = cli(*args, "--unlock", "file:~/handover", "--json").json
+    assert (found["names"], found["new"]) == (["pii"], ["pii"])
+    assert "nothing new" in cli(*args, "--unlock", "file:~/handover").out
+    assert cli(*args, "--unlock", "file:~/handover", "--json").json["new"] == []
     listed = cli("keys", "list", "--config", "other.toml", "--json").json["keys"]
     assert [key["name"] for key in listed] == ["default", "pii"]
     assert cli("keys", "export", "pii", "pii.json", "--protect", "file:~/handover", code=2)
@@ -164,6 +167,26 @@ def test_the_protection_is_changed(cli: Cli) -> None:
     old = cli("keys", "create", "a", "--json", code=3, env=WITH_PASSPHRASE)
     assert old.json["error"]["code"] == "passphrase-wrong"
     cli("keys", "create", "a", env={"ENCPIPE_PASSPHRASE": "another passphrase"})
+
+
+def test_what_cannot_be_used_comes_with_advice(ready: Cli, home: Path) -> None:
+    Path("wrong.toml").write_text('[keyring]\nunlock = "S3cret-marker"\n')
+    ran = ready("keys", "list", "--config", "wrong.toml", code=2)
+    assert "hint: for example unlock = " in ran.err
+    assert "S3cret" not in ran.err
+    for damaged in ("", "x"):
+        keyring_of(home).write_text(damaged)
+        assert "hint: restore the keyring from a backup" in ready("keys", "list", code=4).err
+
+
+def test_a_policy_file_that_is_none_comes_with_advice(ready: Cli) -> None:
+    encrypt = ("encrypt", "people.csv", "enc", "--policy", "policy.toml", "--json")
+    missing = ready(*encrypt, code=2).json["error"]
+    assert (missing["code"], missing["hint"]) == ("config-missing", "check the path of --policy")
+    Path("policy.toml").write_text('[policy]\nfooter_key = "footer"\n')
+    as_in_config = ready(*encrypt, code=2).json["error"]
+    assert as_in_config["code"] == "config-unknown-key"
+    assert "leave out the [policy] line" in as_in_config["hint"]
 
 
 @pytest.mark.parametrize("form", ["S3cret-marker", "key-env:S3cret", "env:"])
