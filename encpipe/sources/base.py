@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol
+from typing import Final, Protocol
 
 import pyarrow as pa
 
@@ -99,6 +99,9 @@ def unsupported(message: str, *, hint: str = "") -> EncpipeError:
     """The error for a source that is readable and outside what a dataset can hold."""
     return EncpipeError(message, hint=hint, code="unsupported")
 
+
+TO_UTF8: Final = "convert the file: iconv -f latin1 -t utf-8 (or from whatever encoding it has)"
+"""What to do with text that is not UTF-8."""
 
 READ_ERRORS: tuple[type[Exception], ...] = (pa.ArrowException, OSError, ValueError, EOFError)
 """What reading damaged input raises: PyArrow's errors, the system's, a decompressor's."""

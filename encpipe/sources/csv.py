@@ -2,21 +2,27 @@
 
 Types are inferred by PyArrow from the first `BLOCK_BYTES` of each file, or given by a schema; a later value
 of another type is an error that names its row. `NA`, `NULL`, `nan` and the empty text are null except in text
-columns. Quoted values may hold newlines; blank lines are no rows, as for PyArrow.
+columns. Quoted values may hold newlines; blank lines are no rows, as for PyArrow. Text is UTF-8: a column
+whose values are not is no column of bytes, unless the schema says so.
 """
 
 from __future__ import annotations
+
+import re
+from typing import Final
 
 import pyarrow as pa
 from pyarrow import csv
 
 from encpipe.errors import EncpipeError
-from encpipe.sources.base import READ_ERRORS, SourceReader, unreadable
+from encpipe.sources.base import READ_ERRORS, TO_UTF8, SourceReader, unreadable
 from encpipe.sources.locate import BLOCK_BYTES, Located
 from encpipe.sources.stream import BatchReader
-from encpipe.sources.unify import Target, all_types
+from encpipe.sources.unify import Target, all_types, check_names
 
-_HINT = "mend the row, or give the column's type with schema="
+_HINT: Final = "mend the row, or give the column's type with schema="
+_NOT_UTF8: Final = f"{TO_UTF8}, or give the column's type with schema="
+_COLUMN: Final = re.compile(r"In CSV column #(\d+): ")
 
 
 def schema_of(located: Located, given: pa.Schema | None = None) -> pa.Schema:
@@ -24,7 +30,13 @@ def schema_of(located: Located, given: pa.Schema | None = None) -> pa.Schema:
     with located.open_stream() as stream:
         types = {} if given is None else dict(zip(given.names, given.types, strict=True))
         with _open(located, stream, types, threads=False) as reader:
-            return reader.schema
+            schema = reader.schema
+    check_names(located.name, schema)
+    for column in schema:
+        if pa.types.is_binary(column.type) and column.name not in types:
+            why = f"values of its column {column.name!r} are not UTF-8"
+            raise unreadable(located.name, why, hint=_NOT_UTF8)
+    return schema
 
 
 def open_reader(located: Located, target: Target, row_group_bytes: int, *, threads: bool) -> SourceReader:
@@ -35,6 +47,7 @@ def open_reader(located: Located, target: Target, row_group_bytes: int, *, threa
     except EncpipeError:
         stream.close()
         raise
+    names = reader.schema.names
 
     def close() -> None:
         reader.close()
@@ -42,7 +55,9 @@ def open_reader(located: Located, target: Target, row_group_bytes: int, *, threa
 
     def explain(error: Exception, rows: int) -> EncpipeError:
         found = str(error) if "Row #" in str(error) else _find_row(located, target)
-        return unreadable(located.name, found or error, after_row=None if found else rows, hint=_HINT)
+        text = _COLUMN.sub(lambda m: f"column {names[int(m[1])]!r}: ", found or str(error))
+        hint = _NOT_UTF8 if "invalid UTF8" in text else _HINT
+        return unreadable(located.name, text, after_row=None if found else rows, hint=hint)
 
     return BatchReader(iter(reader), target, row_group_bytes, name=located.name, close=close, explain=explain)
 

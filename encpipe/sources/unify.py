@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from encpipe.errors import EncpipeError
-from encpipe.sources.base import unreadable, unsupported
+from encpipe.sources.base import TO_UTF8, unreadable, unsupported
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
     for name, schema in schemas:
         if any(schema.equals(other) for other in seen):
             continue
-        _check_unique(name, schema)
+        check_names(name, schema)
         whole = schema if whole is None else _join(whole, schema, name)
         seen.append(schema)
     if whole is None:
@@ -100,7 +100,15 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
     return whole
 
 
-def _check_unique(name: str, schema: pa.Schema) -> None:
+def check_names(name: str, schema: pa.Schema) -> None:
+    """Raise `source-unreadable` for a column name that is not text, `unsupported` for one that stands twice."""
+    for number in range(len(schema)):
+        try:
+            _ = schema.field(number).name
+        except UnicodeDecodeError:
+            raise unreadable(
+                name, f"the name of its column {number + 1} is not UTF-8", hint=TO_UTF8
+            ) from None
     if len(set(schema.names)) != len(schema.names):
         twice = next(column for column in schema.names if schema.names.count(column) > 1)
         raise unsupported(

@@ -135,6 +135,38 @@ def test_what_is_not_the_format_is_named(tmp_path: Path, name: str, data: bytes)
     assert caught.value.code == "source-unreadable"
 
 
+LATIN1 = {
+    "a CSV header": ("t.csv", "id,stra\u00dfe\n1,x\n", "name of its column 2 is not UTF-8"),
+    "a CSV header and its values": (
+        "t.csv",
+        "id,stra\u00dfe\n1,\u00df\n",
+        "name of its column 2 is not UTF-8",
+    ),
+    "a CSV value": ("t.csv", "id,name\n1,stra\u00dfe\n", "values of its column 'name' are not UTF-8"),
+    "a later CSV value": (
+        "t.csv",
+        "id,name\n" + "1,x\n" * 1_500_000 + "1,\u00df\n",
+        "column 'name'.*invalid UTF8",
+    ),
+    "a JSON field": ("t.jsonl", '{"id":1,"stra\u00dfe":1}\n', "name of its column 2 is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "says"), LATIN1.values(), ids=LATIN1)
+def test_text_that_is_not_utf_8_is_named_not_guessed(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).write_bytes(text.encode("latin1"))
+    with pytest.raises(EncpipeError, match=rf"'{name}'.*{says}") as caught:
+        read(open_source(tmp_path))
+    assert caught.value.code == "source-unreadable"
+    assert "iconv -f latin1 -t utf-8" in caught.value.hint
+
+
+def test_bytes_in_csv_are_taken_when_the_schema_says_so(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("id,name\n1,\u00df\n".encode("latin1"))
+    given = pa.schema([("name", pa.binary())])
+    assert read(open_source(tmp_path, schema=given)).to_pylist() == [{"id": 1, "name": b"\xdf"}]
+
+
 def test_an_archive_of_two_files_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "t.csv.zip", "w") as archive:
         archive.writestr("a.csv", CSV)
