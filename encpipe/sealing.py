@@ -142,6 +142,13 @@ class SealJob:
             columns_commitment=sealed.columns_commitment,
         )
 
+    def _fitted(self, table: pa.Table) -> pa.Table:
+        """The table in the order of the schema, and as nullable."""
+        fitted = table.select(self.schema.names)
+        if fitted.schema.equals(self.schema):
+            return fitted
+        return pa.Table.from_arrays(fitted.columns, schema=self.schema)
+
     def _copy(
         self, source: SourceFile, sink: HashingSink, file_id: str, threads: bool, tally: Tally
     ) -> Sealed:
@@ -157,7 +164,7 @@ class SealJob:
         try:
             with source.open(threads=threads) as reader:
                 for table in reader.tables():
-                    writer.write(table.select(self.schema.names))
+                    writer.write(self._fitted(table))
                     step = max(0, min(table.nbytes, source.size - counted))
                     counted += step
                     tally.add(rows=len(table), size=step)

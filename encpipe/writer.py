@@ -20,6 +20,7 @@ from encpipe.config import Config
 from encpipe.errors import ConfigError, EncpipeError
 from encpipe.kms.registry import MasterKeys
 from encpipe.parquet import SchemaOnDisk
+from encpipe.parquet.schema import same_columns
 from encpipe.policy import Policy
 from encpipe.sealing import ProgressCallback
 from encpipe.sources import Source, open_source
@@ -107,7 +108,8 @@ def append_dataset(
 ) -> WriteReport:
     """Encrypt `source` into the existing dataset at `url`, as a new generation on top of the present one.
 
-    The dataset's own policy and keys apply; columns and types must be those of the dataset (any order). Needs
+    The dataset's own policy and keys apply; columns and types must be those of the dataset (any order, and
+    nulls only where the dataset may have them). Needs
     every key name of the dataset. When another writer appends at the same time, both succeed. Everything
     else is as in `write_dataset`.
     """
@@ -180,14 +182,38 @@ def _base_contents(source: Source, base: State) -> Contents:
         raise ConfigError(
             "the source is partitioned by other columns than the dataset", code="policy-partition"
         )
-    by_name = {f.name: f for f in source.schema}
     return Contents(
         schema=files.schema,
-        write_schema=pa.schema([by_name[f.name] for f in schema], metadata=source.schema.metadata),
+        write_schema=_write_schema(source, schema),
         columns=files.columns,
         partitions=files.partitions,
         policy=files.policy,
     )
+
+
+def _write_schema(source: Source, wanted: pa.Schema) -> pa.Schema:
+    """The source's schema in the order and nullability of the dataset's.
+
+    Raises `EncpipeError` `unsupported` unless the files come out with just the dataset's leaf columns.
+    """
+    fields = []
+    for field in wanted:
+        given = source.schema.field(field.name)
+        if given.nullable and not field.nullable:
+            raise EncpipeError(
+                f"column {field.name!r} may hold nulls in the source and must not in the dataset",
+                hint="cast it in the source to a field with nullable=False, without nulls",
+                code="unsupported",
+            )
+        fields.append(given.with_nullable(field.nullable))
+    schema = pa.schema(fields, metadata=source.schema.metadata)
+    if not same_columns(SchemaOnDisk(schema).parquet_schema, SchemaOnDisk(wanted).parquet_schema):
+        raise EncpipeError(
+            "the source's columns are stored in another way than the dataset's",
+            hint="cast the source to the dataset's schema",
+            code="unsupported",
+        )
+    return schema
 
 
 def _digest(source: Source, compression: str) -> bytes:
