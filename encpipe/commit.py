@@ -195,6 +195,16 @@ def _reaches(found: Manifest, since: int) -> bool:
     return found.core.generation - since <= 1 + len(found.retained)
 
 
+def same_shape(one: FileList | Contents, other: FileList | Contents) -> bool:
+    """Whether files made for one are files of the other: schema, columns, partitions and policy."""
+    return (one.schema, tuple(one.columns.items()), one.partitions, one.policy) == (
+        other.schema,
+        tuple(other.columns.items()),
+        other.partitions,
+        other.policy,
+    )
+
+
 def rebased(target: Target, current: State) -> Target:
     """The target on top of another base. Raises `ConflictError` when keys or policy changed meanwhile."""
     base = target.base
@@ -202,8 +212,7 @@ def rebased(target: Target, current: State) -> Target:
         base is not None
         and base.manifest.core.dataset_id == current.manifest.core.dataset_id
         and base.manifest.core.keks == current.manifest.core.keks
-        and base.files.policy == current.files.policy
-        and base.files.schema == current.files.schema
+        and same_shape(base.files, current.files)
         and _reaches(current.manifest, base.manifest.core.generation)
     )
     if not same:

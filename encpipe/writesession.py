@@ -15,7 +15,16 @@ from typing import Final, Literal
 from encpipe import journal as journals
 from encpipe import strictjson
 from encpipe.access import Access
-from encpipe.commit import MAX_REBASES, Contents, Target, commit, now, rebased, surely_not_committed
+from encpipe.commit import (
+    MAX_REBASES,
+    Contents,
+    Target,
+    commit,
+    now,
+    rebased,
+    same_shape,
+    surely_not_committed,
+)
 from encpipe.errors import ConfigError, ConflictError, EncpipeError, StorageError
 from encpipe.filelist import FileEntry
 from encpipe.journal import Journal, Records
@@ -58,10 +67,17 @@ class WriteSession:
         self._kms_calls = 0
 
     def _settings(self) -> bytes:
-        policy = self._contents.policy
-        uris = self._master_keys.config.keys
-        keys = {} if self._purpose == "append" else {n: list(uris.get(n, ())) for n in policy.key_names}
-        return strictjson.dumps({"purpose": self._purpose, "policy": policy.as_json(), "keys": keys})
+        contents, uris = self._contents, self._master_keys.config.keys
+        names = () if self._purpose == "append" else contents.policy.key_names
+        settings = {
+            "purpose": self._purpose,
+            "policy": contents.policy.as_json(),
+            "keys": {name: list(uris.get(name, ())) for name in names},
+            "schema": hashlib.sha256(contents.schema).hexdigest(),
+            "columns": [[leaf, name] for leaf, name in contents.columns.items()],
+            "partitions": list(contents.partitions),
+        }
+        return strictjson.dumps(settings)
 
     def run(self) -> WriteReport:
         """Do the whole write. Raises as `write_dataset` says."""
@@ -111,6 +127,11 @@ class WriteSession:
             return None
         state = load_state(self._storage, self._master_keys)
         self._kms_calls += state.keys.unwraps
+        if self._purpose == "append" and not same_shape(state.files, self._contents):
+            raise ConflictError(
+                "another writer changed the dataset's policy or schema in the meantime",
+                hint="nothing was changed; run the command again",
+            )
         return state
 
     def _check_free(self, base: State | None) -> None:

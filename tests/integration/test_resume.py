@@ -217,6 +217,24 @@ def test_another_source_or_setting_is_refused_until_restart(
     scene.check_whole()
 
 
+def test_an_append_does_not_go_on_when_the_dataset_got_other_columns(
+    scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same policy, same KEKs, and files of the one order are no files of the other."""
+    scene.write(people(0))
+    stop(monkeypatch, lambda: scene.append(source), "create _encpipe/files")
+    (journal,) = [path for path in scene.objects() if path.endswith("/journal.json")]
+    with scene.storage().hold(journal.replace("journal.json", "lock")):
+        scene.write(people(50).select(["name", "id"]), overwrite=True)
+    with pytest.raises(EncpipeError) as refused:
+        scene.append(source)
+    assert refused.value.code == "source-changed"
+    assert "--restart" in refused.value.hint
+    scene.append(source, restart=True)
+    assert ids(scene.table()) == [*range(50, 56), *NEW]
+    scene.check_whole()
+
+
 def test_the_same_write_is_not_done_twice_at_once(
     scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,27 @@ def test_an_append_does_not_go_on_top_of_another_policy(
     assert scene.verify().unlisted == ()
 
 
+def test_an_append_that_looked_at_the_columns_before_they_changed_is_refused(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.write(people(0))
+    log = steps.install(monkeypatch)
+    looks: list[int] = []
+
+    def before(n: int, step: str) -> None:
+        if step == "read _encpipe/manifest.json":
+            looks.append(n)
+            if len(looks) == 2:  # the first one told the columns, this one tells what to commit to
+                scene.write(people(50).select(["name", "id"]), overwrite=True)
+
+    log.before = before
+    with pytest.raises(ConflictError, match="schema"):
+        scene.append(people(10))
+    assert ids(scene.table()) == list(range(50, 56))
+    scene.check_whole()
+    assert scene.verify().unlisted == ()
+
+
 def test_an_overwrite_does_not_undo_an_append(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.write(people(0))
     while_committing(monkeypatch, scene, lambda: scene.append(people(10)))
