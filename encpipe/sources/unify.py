@@ -101,10 +101,10 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
 
 
 def check_names(name: str, schema: pa.Schema) -> None:
-    """Raise `source-unreadable` for a column name that is not text, `unsupported` for one that stands twice."""
+    """Raise `source-unreadable` for a name that is not UTF-8, `unsupported` for one that stands twice."""
     for number in range(len(schema)):
         try:
-            _ = schema.field(number).name
+            _read_names(schema.field(number))
         except UnicodeDecodeError:
             raise unreadable(
                 name, f"the name of its column {number + 1} is not UTF-8", hint=TO_UTF8
@@ -114,6 +114,13 @@ def check_names(name: str, schema: pa.Schema) -> None:
         raise unsupported(
             f"source file {name!r} has two columns named {twice!r}", hint="rename one: keys go by column name"
         )
+
+
+def _read_names(column: pa.Field) -> None:
+    """Names are decoded when they are asked for."""
+    _ = column.name
+    for number in range(column.type.num_fields):
+        _read_names(column.type.field(number))
 
 
 def _join(whole: pa.Schema, schema: pa.Schema, name: str) -> pa.Schema:

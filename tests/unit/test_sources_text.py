@@ -79,8 +79,27 @@ def test_a_later_row_that_does_not_parse_is_named(tmp_path: Path, threads: bool,
 @pytest.mark.parametrize("threads", [True, False])
 def test_a_later_value_of_another_type_in_json_is_named(tmp_path: Path, threads: bool) -> None:
     (tmp_path / "t.jsonl").write_bytes(b'{"a":1}\n' * 800_000 + b'{"a":"x"}\n')
-    with pytest.raises(EncpipeError, match=r"'t\.jsonl'.*in row 800001") as caught:
+    with pytest.raises(EncpipeError, match=r"'t\.jsonl'.*in line 800001") as caught:
         read(open_source(tmp_path / "t.jsonl"), threads=threads)
+    assert caught.value.code == "source-unreadable"
+
+
+@pytest.mark.parametrize("packing", PACK)
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (b'{"a":1}\n{"a":"x"}\n', 2),
+        (b"foo\n", 1),
+        (b'\n{"a":1}\n\r\n  \n{"a":1}\nfoo\n{"a":1}\n', 6),
+        (b'{"a":1}\n' + b"\n" * 9 + b'{"a":1}\n' * 800_000 + b'{"a":"x"}\n', 800_011),
+    ],
+)
+def test_json_that_does_not_parse_is_told_by_its_line(
+    tmp_path: Path, packing: str, data: bytes, line: int
+) -> None:
+    PACK[packing](data, tmp_path / f"t.jsonl{packing}")
+    with pytest.raises(EncpipeError, match=rf" in line {line}\b") as caught:
+        read(open_source(tmp_path))
     assert caught.value.code == "source-unreadable"
 
 
@@ -148,6 +167,8 @@ LATIN1 = {
         "id,name\n" + "1,x\n" * 1_500_000 + "1,\u00df\n",
         "column 'name'.*invalid UTF8",
     ),
+    "a JSON value": ("t.jsonl", '{"id":1,"s":[{"t":"\u00df"}]}\n', "values of its column 's' are not UTF-8"),
+    "a JSON field inside": ("t.jsonl", '{"id":1,"s":{"\u00df":1}}\n', "name of its column 2 is not UTF-8"),
     "a JSON field": ("t.jsonl", '{"id":1,"stra\u00dfe":1}\n', "name of its column 2 is not UTF-8"),
 }
 
