@@ -152,7 +152,7 @@ def build(
     except IntegrityError as error:
         raise EncpipeError(
             f"no reader would take the manifest of this write: {error.message}",
-            hint="nothing was committed; shorten what it names, or remove old generations with `encpipe gc`",
+            hint="nothing was committed; shorten what it names, or write the dataset anew",
             code="unsupported",
         ) from None
     return data

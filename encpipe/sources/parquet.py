@@ -141,7 +141,7 @@ def _check_magic(source: Any, located: Located) -> None:
         raise unreadable(
             located.name,
             "it is an encrypted Parquet file",
-            hint="name the plaintext; an encpipe dataset is read with `encpipe decrypt` or re-keyed in place",
+            hint="name the plaintext; an encpipe dataset is read with open_dataset or `encpipe decrypt`",
         )
     if tail != b"PAR1":
         raise unreadable(
