@@ -105,3 +105,5 @@ TO_UTF8: Final = "convert the file: iconv -f latin1 -t utf-8 (or from whatever e
 
 READ_ERRORS: tuple[type[Exception], ...] = (pa.ArrowException, OSError, ValueError, EOFError)
 """What reading damaged input raises: PyArrow's errors, the system's, a decompressor's."""
+FAILURES: tuple[type[Exception], ...] = (EncpipeError, *READ_ERRORS)
+"""The same, before or after they were made ours."""

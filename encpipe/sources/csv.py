@@ -3,7 +3,8 @@
 Types are inferred by PyArrow from the first `BLOCK_BYTES` of each file, or given by a schema; a later value
 of another type is an error that names its row. `NA`, `NULL`, `nan` and the empty text are null except in text
 columns. Quoted values may hold newlines; blank lines are no rows, as for PyArrow. Text is UTF-8: a column
-whose values are not is no column of bytes, unless the schema says so.
+whose values are not is no column of bytes, unless the schema says so. The separator is the comma: a file
+whose only column has ";" or a tab in its name is refused, unless the schema has that column.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import pyarrow as pa
 from pyarrow import csv
 
 from encpipe.errors import EncpipeError
-from encpipe.sources.base import READ_ERRORS, TO_UTF8, SourceReader, unreadable
+from encpipe.sources.base import FAILURES, READ_ERRORS, TO_UTF8, SourceReader, unreadable
 from encpipe.sources.locate import BLOCK_BYTES, Located
 from encpipe.sources.stream import BatchReader
 from encpipe.sources.unify import Target, all_types, check_names
 
 _HINT: Final = "mend the row, or give the column's type with schema="
 _NOT_UTF8: Final = f"{TO_UTF8}, or give the column's type with schema="
+_HEADER_BYTES: Final = 1 << 16
 _COLUMN: Final = re.compile(r"In CSV column #(\d+): ")
 
 
@@ -32,6 +34,9 @@ def schema_of(located: Located, given: pa.Schema | None = None) -> pa.Schema:
         with _open(located, stream, types, threads=False) as reader:
             schema = reader.schema
     check_names(located.name, schema)
+    if len(schema) == 1 and _other_separator(schema.names[0]) and schema.names[0] not in types:
+        why = f"its only column is named {schema.names[0][:80]!r}"
+        raise unreadable(located.name, why, hint=_separator_hint(schema.names[0]))
     for column in schema:
         if pa.types.is_binary(column.type) and column.name not in types:
             why = f"values of its column {column.name!r} are not UTF-8"
@@ -73,7 +78,30 @@ def _open(
             convert_options=csv.ConvertOptions(column_types=types),
         )
     except READ_ERRORS as error:
-        raise unreadable(located.name, error, hint="is it CSV with a header line?") from None
+        hint = _separator_hint(_header(located)) or "is it CSV with a header line?"
+        raise unreadable(located.name, error, hint=hint) from None
+
+
+def _header(located: Located) -> str:
+    """The first line, as far as it matters; "" if it cannot be read."""
+    try:
+        with located.open_stream() as stream:
+            return bytes(stream.read(_HEADER_BYTES)).partition(b"\n")[0].decode("utf-8", "replace")
+    except FAILURES:
+        return ""
+
+
+def _other_separator(header: str) -> str:
+    return "" if "," in header else next((mark for mark in ";\t" if mark in header), "")
+
+
+def _separator_hint(header: str) -> str:
+    mark = _other_separator(header)
+    return (
+        f"is the separator {mark!r}? encpipe reads commas (if not, give the column's type with schema=)"
+        if mark
+        else ""
+    )
 
 
 def _find_row(located: Located, target: Target) -> str:

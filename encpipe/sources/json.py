@@ -16,13 +16,12 @@ import pyarrow as pa
 from pyarrow import json
 
 from encpipe.errors import EncpipeError
-from encpipe.sources.base import READ_ERRORS, TO_UTF8, SourceReader, unreadable
+from encpipe.sources.base import FAILURES, READ_ERRORS, TO_UTF8, SourceReader, unreadable
 from encpipe.sources.locate import BLOCK_BYTES, Located
 from encpipe.sources.stream import BatchReader
 from encpipe.sources.unify import Target, all_types
 
 _ROW: Final = re.compile(r" in row (\d+)")
-_FAILURES: Final[tuple[type[Exception], ...]] = (EncpipeError, *READ_ERRORS)
 _HINT: Final = "give the fields and their types with schema="
 
 
@@ -109,6 +108,6 @@ def _line_of(located: Located, row: int) -> int | None:
                 row -= bool(line.strip())
                 if row < 0:
                     return number
-    except _FAILURES:
+    except FAILURES:
         pass
     return None

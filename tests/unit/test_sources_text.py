@@ -182,6 +182,25 @@ def test_text_that_is_not_utf_8_is_named_not_guessed(tmp_path: Path, name: str, 
     assert "iconv -f latin1 -t utf-8" in caught.value.hint
 
 
+@pytest.mark.parametrize("data", ["a{0}b\n1{0}2\n", "a{0}b\n1,5{0}2\n", '"a"{0}"b"\r\n1{0}2\r\n'])
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_another_separator_than_the_comma_is_told(tmp_path: Path, data: str, mark: str) -> None:
+    """All values in one column would fall under one key, named by nobody."""
+    (tmp_path / "t.csv").write_text(data.format(mark))
+    with pytest.raises(EncpipeError, match=r"'t\.csv'") as caught:
+        read(open_source(tmp_path))
+    assert caught.value.code == "source-unreadable"
+    assert f"is the separator {mark!r}? encpipe reads commas" in caught.value.hint
+
+
+def test_a_semicolon_may_stand_in_a_name(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a;b,c\n1,2\n")
+    assert read(open_source(tmp_path)).column_names == ["a;b", "c"]
+    (tmp_path / "t.csv").write_text("a;b\n1\n")
+    given = pa.schema([("a;b", pa.int64())])
+    assert read(open_source(tmp_path, schema=given)).to_pydict() == {"a;b": [1]}
+
+
 def test_bytes_in_csv_are_taken_when_the_schema_says_so(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes("id,name\n1,\u00df\n".encode("latin1"))
     given = pa.schema([("name", pa.binary())])
