@@ -60,8 +60,12 @@ def write_dataset(
     anything is written. `source_options` are fsspec's storage options of the source.
 
     A write that was stopped is resumed by the same call; with another source or setting it is refused unless
-    `restart` throws the first one's work away. With `overwrite` an existing dataset gets a new generation,
-    and the old one stays readable until `gc`. `workers` files are sealed at once (default: one a core).
+    `restart` throws the first one's work away. `workers` files are sealed at once (default: one a core).
+
+    With `overwrite` an existing dataset gets a new generation, and the old one stays readable until `gc`. A
+    KEK stays in use where it is wrapped by just the master keys that the configuration names now (an alias
+    counts as another key than the one it stands for); else a new KEK takes its place. The report's
+    `master_keys` tells under which keys the new generation is.
 
     Raises `ConfigError` (`exists`, policy, key and source errors), `KmsError`, `IntegrityError`,
     `StorageError` (`ConflictError` when another writer was first). After an error the old state is unchanged.

@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from typing import Final, Literal
 
 from encpipe import journal as journals
@@ -28,14 +27,14 @@ from encpipe.commit import (
 from encpipe.errors import ConfigError, ConflictError, EncpipeError, StorageError
 from encpipe.filelist import FileEntry
 from encpipe.journal import Journal, Records
-from encpipe.keyring import DatasetKeys, make_kek
-from encpipe.keys import KeyContext, Secret, new_id
-from encpipe.manifest import KekRecord, kek_commitment
+from encpipe.keyring import DatasetKeys
+from encpipe.keys import new_id
 from encpipe.parquet import Layout
 from encpipe.sealing import ProgressCallback, SealJob, Tally, seal_all
 from encpipe.sources import Source
 from encpipe.state import State, load_state, read_manifest
 from encpipe.stopped import Stopped, StoppedWrites, finished, recorded_paths
+from encpipe.writekeys import make_target
 from encpipe.writereport import WriteReport
 
 Purpose = Literal["write", "overwrite", "append"]
@@ -151,37 +150,11 @@ class WriteSession:
                     code="exists",
                 )
 
-    # Keys
-
     def _new_target(self, base: State | None) -> Target:
-        records: list[KekRecord] = []
-        wrappings = dict(base.manifest.wrappings) if base is not None else {}
-        keks: dict[str, Secret] = {}
         names = self._contents.policy.key_names
-        if base is not None:
-            records, keks = self._kept(base, names)
-        dataset_id = new_id() if base is None else base.manifest.core.dataset_id
-        known = {record.key_name for record in records if record.state == "active"}
-        makers = {name: self._master_keys.for_key_name(name) for name in names if name not in known}
-        for name, masters in makers.items():
-            kek_id = new_id()
-            made = make_kek(KeyContext(dataset_id, name, kek_id), masters)
-            self._kms_calls += len(made.wrappings)
-            keks[kek_id], wrappings[kek_id] = made.kek, made.wrappings
-            records.append(KekRecord(kek_id, name, now(), kek_commitment(kek_id, made.kek), "active"))
-        return Target(dataset_id, names[0], tuple(records), wrappings, keks, base)
-
-    def _kept(self, base: State, names: tuple[str, ...]) -> tuple[list[KekRecord], dict[str, Secret]]:
-        records, keks = [], {}
-        before = base.keys.unwraps
-        usable = ("active", "shredded") if self._purpose == "append" else ("active",)
-        for record in base.manifest.core.keks:
-            kept = record.state in usable and record.key_name in names
-            if kept:
-                keks[record.id] = base.keys.kek(record.id)  # refuses a shredded one
-            records.append(record if kept else replace(record, state="retired"))
-        self._kms_calls += base.keys.unwraps - before
-        return records, keks
+        target, calls = make_target(base, names, self._master_keys, append=self._purpose == "append")
+        self._kms_calls += calls
+        return target
 
     # Journal
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import decimal
 import time
@@ -18,10 +19,11 @@ import pyarrow.dataset as ds
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from scene import PII, Scene, ids, on_s3, people, save
+from scene import KEYS, PII, Scene, ids, on_s3, people, save
 from servers.seaweed import Seaweed
 
-from encpipe import ConfigError, EncpipeError, Policy, PolicyError
+from encpipe import Config, ConfigError, EncpipeError, Policy, PolicyError
+from encpipe.config import TrustConfig
 
 UTC = datetime.UTC
 WHEN = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -344,6 +346,29 @@ def test_overwrite_keeps_the_old_generation_readable(scene: Scene) -> None:
     assert gone.value.code != "internal"
     scene.check_whole()
     assert scene.verify().unlisted == ()
+
+
+def test_overwrite_goes_under_the_master_keys_that_are_configured_now(scene: Scene) -> None:
+    scene.kms.create("new")
+    scene.write(people())
+    trust = TrustConfig(("memory:pii", "memory:new"))
+
+    def overwrite(*pii: str) -> tuple[tuple[str, ...], list[str]]:
+        config = Config(keys={**KEYS, "pii": pii}, trust=trust)
+        here = dataclasses.replace(scene, config=config)
+        report = here.write(people(6), overwrite=True)
+        assert report.master_keys["footer"] == ("memory:main",)
+        here.check_whole()
+        return report.master_keys["pii"], [k.state for k in here.inspect().keks if k.key_name == "pii"]
+
+    old, new = "memory:pii", "memory:new"
+    assert overwrite(old) == ((old,), ["active"])
+    assert overwrite(new) == ((new,), ["retired", "active"])
+    assert overwrite(new) == ((new,), ["retired", "active"])
+    assert overwrite(new, old) == ((new, old), ["retired", "retired", "active"])
+    assert overwrite(old, new) == ((new, old), ["retired", "retired", "active"])
+    scene.kms.forget("pii")
+    assert overwrite(new) == ((new,), ["retired", "retired", "retired", "active"])
 
 
 POLICIES = [

@@ -19,7 +19,7 @@ LAYERS = """
     cli  torch  __main__
     inspection  verification  export  dataset  writer  initialise
     writesession  scan  fragments  projection
-    stopped
+    stopped  writekeys
     sealing  commit  writereport
     state  journal
     parquet  storage  sources  pins  access

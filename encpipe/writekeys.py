@@ -1,0 +1,60 @@
+"""Under which KEKs a write puts its data: those of the dataset that still fit, and new ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from encpipe.commit import Target, now
+from encpipe.keyring import make_kek
+from encpipe.keys import KeyContext, Secret, new_id
+from encpipe.kms.registry import MasterKeys
+from encpipe.manifest import KekRecord, kek_commitment
+from encpipe.state import State
+
+
+def make_target(
+    base: State | None, names: tuple[str, ...], master_keys: MasterKeys, *, append: bool
+) -> tuple[Target, int]:
+    """What a write to `base` commits to, with an active KEK for each of `names` (the footer key first), and
+    the KMS calls it took.
+
+    An append keeps every KEK. Any other write keeps those whose wrappings are by just the master keys that
+    the configuration names for the key name; the others are retired, and a new KEK takes their place. A key
+    name the configuration names no master keys for keeps its KEK. Raises `ConfigError`, `KmsError`,
+    `IntegrityError`; `ShreddedError` for an append to a dataset with a shredded key.
+    """
+    records: list[KekRecord] = []
+    keks: dict[str, Secret] = {}
+    calls = 0
+    wrappings = {} if base is None else dict(base.manifest.wrappings)
+    if base is not None:
+        before = base.keys.unwraps
+        for record in base.manifest.core.keks:
+            kept = record.key_name in names and (
+                record.state in ("active", "shredded")
+                if append
+                else record.state == "active" and _fits(record, base, master_keys)
+            )
+            if kept:
+                keks[record.id] = base.keys.kek(record.id)  # refuses a shredded one
+            records.append(record if kept else replace(record, state="retired"))
+        calls = base.keys.unwraps - before
+    dataset_id = new_id() if base is None else base.manifest.core.dataset_id
+    known = {record.key_name for record in records if record.state == "active"}
+    makers = {name: master_keys.for_key_name(name) for name in names if name not in known}
+    for name, masters in makers.items():
+        kek_id = new_id()
+        made = make_kek(KeyContext(dataset_id, name, kek_id), masters)
+        calls += len(made.wrappings)
+        keks[kek_id], wrappings[kek_id] = made.kek, made.wrappings
+        records.append(KekRecord(kek_id, name, now(), kek_commitment(kek_id, made.kek), "active"))
+    return Target(dataset_id, names[0], tuple(records), wrappings, keks, base), calls
+
+
+def _fits(record: KekRecord, base: State, master_keys: MasterKeys) -> bool:
+    """Whether a KEK is wrapped by just the master keys configured for its key name. An alias is none of the
+    keys it may stand for: where it points to may have changed."""
+    if not master_keys.config.keys.get(record.key_name):
+        return True
+    wanted = {master.uri for master in master_keys.for_key_name(record.key_name)}
+    return wanted == {wrapped.master_key for wrapped in base.manifest.wrappings.get(record.id, ())}
