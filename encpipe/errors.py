@@ -49,6 +49,7 @@ CODES: Final[dict[str, str]] = {
     "policy-partition": "a partition column is named under a column key, or is no partition column",
     "policy-column-name": "PyArrow cannot encrypt a column of this name",
     "policy-strict": "strict is on and a column is not named",
+    "policy-weaker": "an overwrite would put a column of a column key under the footer key",
     "untrusted-key": "a dataset names a master key that the configuration does not trust",
     "insecure-transport": "a plain connection to a host that is not loopback",
     "untrusted-certificate": "a server shows a certificate that no configured CA vouches for",

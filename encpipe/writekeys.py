@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from encpipe.commit import Target, now
+from encpipe.commit import Contents, Target, now
+from encpipe.errors import PolicyError
 from encpipe.keyring import make_kek
 from encpipe.keys import KeyContext, Secret, new_id
 from encpipe.kms.registry import MasterKeys
 from encpipe.manifest import KekRecord, kek_commitment
 from encpipe.state import State
+
+
+def check_not_weaker(base: State, contents: Contents) -> None:
+    """Raise `PolicyError` `policy-weaker` when a column under a column key of `base` would fall under the
+    footer key, or become a partition column: whoever reads the rest could then read it, too."""
+    footer_key = contents.policy.footer_key
+    for leaf, name in base.files.columns.items():
+        partition = leaf in contents.partitions
+        falls = name != footer_key and contents.columns.get(leaf) == footer_key
+        if name == base.files.policy.footer_key or not (partition or falls):
+            continue
+        becomes = "a partition column" if partition else f"one under the footer key {footer_key!r}"
+        raise PolicyError(
+            f"column {leaf!r} is under key name {name!r} and would become {becomes}",
+            hint=f"name it under its key: --columns {name}={leaf}; in Python drop_column_keys=True allows it",
+            code="policy-weaker",
+        )
 
 
 def make_target(

@@ -49,6 +49,7 @@ def write_dataset(
     workers: int | None = None,
     compression: str = "snappy",
     overwrite: bool = False,
+    drop_column_keys: bool = False,
     restart: bool = False,
     progress: ProgressCallback | None = None,
 ) -> WriteReport:
@@ -65,7 +66,9 @@ def write_dataset(
     With `overwrite` an existing dataset gets a new generation, and the old one stays readable until `gc`. A
     KEK stays in use where it is wrapped by just the master keys that the configuration names now (an alias
     counts as another key than the one it stands for); else a new KEK takes its place. The report's
-    `master_keys` tells under which keys the new generation is.
+    `master_keys` tells under which keys the new generation is. A column that falls under a column key and
+    would fall under the footer key, or become a partition column, is refused (`PolicyError` `policy-weaker`)
+    unless `drop_column_keys` allows it.
 
     Raises `ConfigError` (`exists`, policy, key and source errors), `KmsError`, `IntegrityError`,
     `StorageError` (`ConflictError` when another writer was first). After an error the old state is unchanged.
@@ -91,6 +94,7 @@ def write_dataset(
         compression=compression,
         restart=restart,
         progress=progress,
+        drop_column_keys=drop_column_keys,
     )
     return session.run()
 

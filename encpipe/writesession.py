@@ -34,7 +34,7 @@ from encpipe.sealing import ProgressCallback, SealJob, Tally, seal_all
 from encpipe.sources import Source
 from encpipe.state import State, load_state, read_manifest
 from encpipe.stopped import Stopped, StoppedWrites, finished, recorded_paths
-from encpipe.writekeys import make_target
+from encpipe.writekeys import check_not_weaker, make_target
 from encpipe.writereport import WriteReport
 
 Purpose = Literal["write", "overwrite", "append"]
@@ -56,13 +56,14 @@ class WriteSession:
         compression: str,
         restart: bool,
         progress: ProgressCallback | None,
+        drop_column_keys: bool = False,
     ) -> None:
         self._purpose = purpose
         self._storage, self._master_keys = access.storage, access.master_keys
         self._source, self._contents = source, contents
         self._digest = hashlib.sha256(self._settings() + source_digest).digest()
         self._workers, self._compression, self._restart = workers, compression, restart
-        self._progress = progress
+        self._progress, self._drop_column_keys = progress, drop_column_keys
         self._kms_calls = 0
 
     def _settings(self) -> bytes:
@@ -83,6 +84,8 @@ class WriteSession:
         started = time.monotonic()
         with ExitStack() as held:
             base = self._base()
+            if self._purpose == "overwrite" and base is not None and not self._drop_column_keys:
+                check_not_weaker(base, self._contents)
             stopped = self._stopped_writes().find(held, base)
             if stopped is None:
                 self._check_free(base)

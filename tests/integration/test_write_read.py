@@ -382,13 +382,61 @@ POLICIES = [
 
 def test_overwrite_changes_the_policy_any_way(scene: Scene) -> None:
     for n, policy in enumerate([*POLICIES, POLICIES[0], POLICIES[3], POLICIES[1]]):
-        scene.write(people(10 * n), policy=policy, overwrite=True)
+        scene.write(people(10 * n), policy=policy, overwrite=True, drop_column_keys=True)
         assert scene.append(people(10 * n + 6, 1)).rows == 1
         assert scene.open().policy == policy
         for generation in range(n + 1):
             rows = ids(scene.table(generation=2 * generation + 1))
             assert rows == list(range(10 * generation, 10 * generation + 6))
     scene.check_whole()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (PII, Policy()),
+        (PII, Policy(columns={"pii": ("id",)})),
+        (Policy(footer_key="pii", columns={"footer": ("id",)}), Policy(footer_key="pii")),
+    ],
+)
+def test_overwrite_does_not_put_a_column_under_the_footer_key_unasked(
+    scene: Scene, before: Policy, after: Policy
+) -> None:
+    scene.write(people(), policy=before)
+    left = scene.objects()
+    with pytest.raises(PolicyError) as refused:
+        scene.write(people(6), policy=after, overwrite=True)
+    assert refused.value.code == "policy-weaker"
+    ((name, (column,)),) = before.columns.items()
+    assert f"--columns {name}={column}" in refused.value.hint
+    assert scene.objects() == left
+    scene.write(people(6), policy=after, overwrite=True, drop_column_keys=True)
+    assert scene.open().policy == after
+
+
+@pytest.mark.parametrize("shown", [(), ("who",)])
+def test_overwrite_does_not_make_a_partition_column_of_one_under_a_column_key_unasked(
+    scene: Scene, tmp_path: Path, shown: tuple[str, ...]
+) -> None:
+    scene.write(pa.table({"id": [1], "who": ["anna"]}), policy=Policy(columns={"pii": ("who",)}))
+    save(tmp_path / "source" / "who=anna", people())
+    with pytest.raises(PolicyError, match=r"'who' .* partition column") as refused:
+        scene.write(tmp_path / "source", policy=Policy(plaintext_partitions=shown), overwrite=True)
+    assert refused.value.code == "policy-weaker"
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        Policy(footer_key="pii"),
+        Policy(columns={"pii": ("id", "name")}),
+        Policy(footer_key="pii", columns={"footer": ("id",)}),
+    ],
+)
+def test_overwrite_under_the_same_or_another_column_key_needs_no_leave(scene: Scene, after: Policy) -> None:
+    scene.write(people())
+    scene.write(people(6), policy=after, overwrite=True)
+    assert ids(scene.table()) == list(range(6, 12))
 
 
 def test_append_takes_columns_in_any_order(scene: Scene) -> None:
