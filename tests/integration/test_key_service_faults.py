@@ -40,13 +40,13 @@ IDS = [*range(6), *range(100, 106)]
 
 
 class Service:
-    """A dataset of two files and the faulty service that guards it."""
+    """A dataset of a few files and the faulty service that guards it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: int = 2) -> None:
         self.folder = folder / "dataset"
         self.kms = FaultyKms(InMemoryKms(["main", "pii"]))
         (folder / "source").mkdir()
-        for n in range(2):
+        for n in range(files):
             rows = pa.table({"id": range(n * 100, n * 100 + 6), "name": [f"n{i}" for i in range(6)]})
             pq.write_table(rows, folder / "source" / f"{n}.parquet", row_group_size=3)
         policy = Policy(columns={"pii": ("name",)})
@@ -118,7 +118,8 @@ def test_a_slow_service_is_asked_once_for_all_threads(service: Service) -> None:
     assert service.kms.unwraps == before + 1
 
 
-def test_an_aged_key_that_is_denied_stops_a_scan_under_way(service: Service) -> None:
+def test_an_aged_key_that_is_denied_stops_a_scan_under_way(tmp_path: Path) -> None:
+    service = Service(tmp_path, files=10)  # more than a scan reads ahead
     dataset = service.open(max_key_age=0.0)
     batches = iter(dataset.scan(threads=1))
     next(batches)
