@@ -10,6 +10,7 @@ import base64
 import contextlib
 import hashlib
 import secrets
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,8 +36,10 @@ MARK: Final = "encpipe-write"
 """Name of the metadata field that marks a write."""
 READ_ATTEMPTS: Final = 3
 """Tries to get a whole body; the SDK itself retries only what comes before the body."""
-BUSY_ATTEMPTS: Final = 5
+BUSY_ATTEMPTS: Final = 6
 """Tries of a write while another conditional write of the same object is under way (409)."""
+BUSY_PAUSE_SECONDS: Final = 0.05
+"""Pause before the second of them; it doubles each time, and varies so that two writers come apart."""
 _BROKEN_BODY: Final = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 
 
@@ -143,12 +146,16 @@ class Objects:
         return Found(data, answer["ETag"], answer.get("Metadata", {}).get(MARK, ""), _age(answer))
 
     def put(self, path: str, data: bytes, condition: Condition, *, mark: str) -> str:
-        """Write one object and return its ETag. Raises `RefusedError` when the condition did not hold.
+        """Write one object and return its ETag. Raises `RefusedError` when the condition did not hold, and
+        `StorageError` `storage-unavailable` when another write of the object stayed under way.
 
         A refusal that only follows from our own first try, its answer lost, counts as written.
         """
         with self.mapped(path):
-            for _ in range(BUSY_ATTEMPTS):
+            for attempt in range(BUSY_ATTEMPTS):
+                if attempt:
+                    pause = BUSY_PAUSE_SECONDS * 2 ** (attempt - 1)
+                    time.sleep(pause * (0.5 + secrets.randbelow(1000) / 1000))
                 try:
                     answer = self.client.put_object(
                         **self.at(path), Body=data, ContentMD5=md5(data), Metadata={MARK: mark}, **condition
@@ -163,8 +170,12 @@ class Objects:
                 if etag is not None:
                     return etag
                 if not busy:
-                    break
-        raise RefusedError
+                    raise RefusedError
+        raise StorageError(
+            f"{path!r} in {self.url}: another write of the same object stays under way",
+            hint="run the same command again",
+            code="storage-unavailable",
+        )
 
     def _settled(self, path: str, mark: str) -> str | None:
         """Like `marked`, but a failure leaves it open whether our write happened."""

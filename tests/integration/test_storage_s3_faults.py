@@ -15,7 +15,7 @@ from servers.seaweed import Seaweed
 
 from encpipe.config import Config
 from encpipe.errors import ConflictError, EncpipeError, StorageError
-from encpipe.storage import open_storage, s3_client, s3_lease
+from encpipe.storage import open_storage, s3_client, s3_lease, s3_objects
 from encpipe.storage.s3 import S3Storage
 from encpipe.testing.faultproxy import Fault, FaultProxy
 from encpipe.testing.storage_contract import LIMIT, MANIFEST, OWNER, expect
@@ -172,11 +172,35 @@ def test_a_false_refusal_is_told_as_what_it_is(storage: S3Storage, proxy: FaultP
         commit(storage, b"ours", seen=None)
 
 
-def test_a_busy_object_is_tried_again(storage: S3Storage, proxy: FaultProxy) -> None:
-    busy = b"<Error><Code>ConditionalRequestConflict</Code></Error>"
-    proxy.faults.append(Fault("status", put("a/x"), times=2, code=409, body=busy))
+def busy(path: str, times: int | None = None) -> Fault:
+    body = b"<Error><Code>ConditionalRequestConflict</Code></Error>"
+    return Fault("status", put(path), times=times, code=409, body=body)
+
+
+def test_a_busy_object_is_tried_again(
+    storage: S3Storage, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(s3_objects.time, "sleep", pauses.append)
+    proxy.faults.append(busy("a/x", times=4))
     storage.create("a/x", b"x")
     assert storage.read("a/x", limit=LIMIT) == b"x"
+    assert len(pauses) == 4
+    assert sum(pauses) > 0.3
+
+
+def test_an_object_that_stays_busy_is_an_outage_and_no_reason_for_a_single_writer(
+    storage: S3Storage, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_objects, "BUSY_PAUSE_SECONDS", 0.001)
+    commit(storage, b"before", seen=None)
+    proxy.faults += [busy("a/x"), busy(MANIFEST)]
+    for action in (lambda: storage.create("a/x", b"x"), lambda: commit(storage, b"ours", seen=b"before")):
+        with expect("storage-unavailable") as outage:
+            action()
+        assert "another write" in outage.value.message
+        assert "single" not in outage.value.hint
+    assert storage.read(MANIFEST, limit=LIMIT) == b"before"
 
 
 def test_a_created_object_whose_answer_is_lost_is_ours(storage: S3Storage, proxy: FaultProxy) -> None:
