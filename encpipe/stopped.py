@@ -9,7 +9,15 @@ from typing import Final
 
 from encpipe import journal as journals
 from encpipe.commit import Target, committed_as
-from encpipe.errors import ConflictError, EncpipeError, ManifestError, StorageError
+from encpipe.errors import (
+    ConfigError,
+    ConflictError,
+    EncpipeError,
+    IntegrityError,
+    KmsError,
+    ManifestError,
+    StorageError,
+)
 from encpipe.filelist import FileEntry
 from encpipe.journal import Journal, Records, SealedJournal
 from encpipe.keyring import DatasetKeys
@@ -74,8 +82,8 @@ class StoppedWrites:
             return
         try:
             _, journal = self._open(journals.load(self.storage, writer_id))
-        except (ManifestError, StorageError):  # it ends just now, or was edited: not this call's business
-            return
+        except (ConfigError, IntegrityError, KmsError, StorageError):
+            return  # it ends just now, was edited, or is under keys that are not ours: not this call's business
         if journal.digest == self.digest:
             raise ConflictError(
                 f"the same write is under way ({journal.owner}), or was stopped a moment ago",

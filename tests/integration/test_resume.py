@@ -27,6 +27,7 @@ from encpipe import (
     Policy,
     StorageError,
 )
+from encpipe.config import TrustConfig
 from encpipe.storage import posix, s3_lease
 
 OLD, NEW = list(range(6)), list(range(10, 22))
@@ -258,6 +259,24 @@ def test_a_live_owner_is_left_alone(scene: Scene, source: Path, monkeypatch: pyt
         before = set(scene.objects())
         assert journal in before
         assert scene.write(source, restart=True).resumed_files == 0
+        assert before <= set(scene.objects())
+    assert ids(scene.table()) == NEW
+
+
+@pytest.mark.parametrize("why", ["untrusted", "forgotten"])
+def test_a_live_owner_under_keys_that_are_not_ours_is_left_alone(
+    scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    scene.kms.create("theirs")
+    theirs = replace(scene, config=Config(keys={**MORE_KEYS, "footer": ("memory:theirs",)}))
+    stop(monkeypatch, lambda: theirs.write(source, workers=1), "create_file", nth=2)
+    (journal,) = [path for path in scene.objects() if path.endswith("/journal.json")]
+    if why == "forgotten":
+        scene.kms.forget("theirs")
+        scene.config = replace(scene.config, trust=TrustConfig(("memory:theirs",)))
+    with scene.storage().hold(journal.replace("journal.json", "lock")):
+        before = set(scene.objects())
+        assert scene.write(source).resumed_files == 0
         assert before <= set(scene.objects())
     assert ids(scene.table()) == NEW
 
