@@ -83,7 +83,7 @@ class StoppedWrites:
         try:
             _, journal = self._open(journals.load(self.storage, writer_id))
         except (ConfigError, IntegrityError, KmsError, StorageError):
-            return  # it ends just now, was edited, or is under keys that are not ours: not this call's business
+            return  # it ends just now, was edited, or is under others' keys: not this call's business
         if journal.digest == self.digest:
             raise ConflictError(
                 f"the same write is under way ({journal.owner}), or was stopped a moment ago",
