@@ -6,6 +6,7 @@ manifest, journal removed. A stop at any point leaves the old generation as it w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Mapping
@@ -76,27 +77,28 @@ def write_dataset(
     access = open_access(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
     )
-    _check_apart(source, access.storage.url)
-    found = open_source(
-        source,
-        format=source_format,
-        storage_options=source_options,
-        row_group_bytes=ROW_GROUP_BYTES,
-        config=access.config,
-    )
-    session = WriteSession(
-        "overwrite" if overwrite else "write",
-        access,
-        found,
-        _new_contents(found, policy or access.config.policy),
-        _digest(found, compression),
-        workers=workers or os.cpu_count() or 1,
-        compression=compression,
-        restart=restart,
-        progress=progress,
-        drop_column_keys=drop_column_keys,
-    )
-    return session.run()
+    with contextlib.closing(access.storage):
+        _check_apart(source, access.storage.url)
+        found = open_source(
+            source,
+            format=source_format,
+            storage_options=source_options,
+            row_group_bytes=ROW_GROUP_BYTES,
+            config=access.config,
+        )
+        session = WriteSession(
+            "overwrite" if overwrite else "write",
+            access,
+            found,
+            _new_contents(found, policy or access.config.policy),
+            _digest(found, compression),
+            workers=workers or os.cpu_count() or 1,
+            compression=compression,
+            restart=restart,
+            progress=progress,
+            drop_column_keys=drop_column_keys,
+        )
+        return session.run()
 
 
 def append_dataset(
@@ -124,27 +126,28 @@ def append_dataset(
     access = open_access(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
     )
-    base = load_state(access.storage, access.master_keys)
-    _check_apart(source, access.storage.url)
-    found = open_source(
-        source,
-        format=source_format,
-        storage_options=source_options,
-        row_group_bytes=ROW_GROUP_BYTES,
-        config=access.config,
-    )
-    session = WriteSession(
-        "append",
-        access,
-        found,
-        _base_contents(found, base),
-        _digest(found, compression),
-        workers=workers or os.cpu_count() or 1,
-        compression=compression,
-        restart=restart,
-        progress=progress,
-    )
-    return session.run()
+    with contextlib.closing(access.storage):
+        base = load_state(access.storage, access.master_keys)
+        _check_apart(source, access.storage.url)
+        found = open_source(
+            source,
+            format=source_format,
+            storage_options=source_options,
+            row_group_bytes=ROW_GROUP_BYTES,
+            config=access.config,
+        )
+        session = WriteSession(
+            "append",
+            access,
+            found,
+            _base_contents(found, base),
+            _digest(found, compression),
+            workers=workers or os.cpu_count() or 1,
+            compression=compression,
+            restart=restart,
+            progress=progress,
+        )
+        return session.run()
 
 
 def _check_apart(source: object, url: str) -> None:

@@ -24,6 +24,7 @@ from servers.seaweed import Seaweed
 
 from encpipe import Config, ConfigError, EncpipeError, Policy, PolicyError
 from encpipe.config import TrustConfig
+from encpipe.storage.local import LocalStorage
 
 UTC = datetime.UTC
 WHEN = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -524,6 +525,18 @@ def test_append_needs_every_key(scene: Scene) -> None:
         scene.knowing("footer").append(people())
     assert refused.value.code == "untrusted-key"
     assert scene.objects() == before
+
+
+def test_connections_are_released_in_the_end(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+    monkeypatch.setattr(LocalStorage, "close", lambda storage: closed.append(storage.url))
+    scene.write(people())
+    scene.append(people(6))
+    with pytest.raises(ConfigError):
+        scene.write(people())
+    with pytest.raises(EncpipeError):
+        scene.append(pa.table({"other": [1]}))
+    assert closed == [scene.url] * 4
 
 
 def test_a_folder_with_something_else_in_it_is_refused(scene: Scene) -> None:
