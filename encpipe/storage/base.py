@@ -34,8 +34,8 @@ class Storage(ABC):
     """Where one dataset lives.
 
     Guarantees of every back end: an object that `create` or `create_file` made is whole and durable, or not
-    there at all; `commit` replaces one object as a whole, and of two racing commits at most one passes whose
-    check saw the same state.
+    there at all (after `storage-unavailable` it may be there); `commit` replaces one object as a whole, and
+    of two racing commits at most one passes whose check saw the same state.
     """
 
     url: str
