@@ -6,14 +6,13 @@ import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 import pyarrow as pa
 
 from encpipe import filelist, journal, manifest
 from encpipe.errors import ConflictError, EncpipeError, StorageError
 from encpipe.filelist import FileEntry, FileList
-from encpipe.keys import Secret, WrappedKey, new_id
+from encpipe.keys import Secret, WrappedKey, new_id, utc_now
 from encpipe.manifest import Core, KekRecord, Manifest
 from encpipe.policy import Policy
 from encpipe.state import MANIFEST_PATH, State, read_manifest
@@ -21,11 +20,6 @@ from encpipe.storage import Storage
 
 MAX_REBASES = 20
 """How often an append tries again on top of what another writer committed."""
-
-
-def now() -> str:
-    """UTC, RFC 3339, to the second."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ def commit(
         dataset_id=target.dataset_id,
         generation=generation,
         commit_id=writer_id,
-        created=now(),
+        created=utc_now(),
         footer_key=target.footer_key,
         list_id=list_id,
         list_sha256=hashlib.sha256(sealed).digest(),

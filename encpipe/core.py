@@ -14,7 +14,7 @@ from typing import Any, Final
 from encpipe import aead, strictjson
 from encpipe.aead import Label
 from encpipe.errors import FormatError, ManifestError, UnwrapError
-from encpipe.keys import KEY_NAME, KeyContext, Secret
+from encpipe.keys import KEY_NAME, Secret
 from encpipe.strictjson import Fields
 
 FORMAT: Final = "encpipe/1"
@@ -124,10 +124,6 @@ class TaggedCore:
     def digest(self) -> str:
         """SHA-256 of the core's stored bytes, hex: what pins, resume states and signatures bind to."""
         return hashlib.sha256(self.line).hexdigest()
-
-    def context(self, kek: KekRecord) -> KeyContext:
-        """What the wrappings of `kek` are bound to."""
-        return KeyContext(self.core.dataset_id, kek.key_name, kek.id)
 
     def check(self, kek_id: str, kek: Secret) -> None:
         """Raise unless `kek` is the committed one and its MAC covers the core.

@@ -55,11 +55,6 @@ class MasterKeySource(Protocol):
         ...
 
 
-def master_key_id(kek: KekRecord) -> str:
-    """How a Parquet file names the KEK of a DEK: `<key name>.<KEK id>`."""
-    return f"{kek.key_name}.{kek.id}"
-
-
 def wrap_dek(kek: Secret, dek: bytes, *, file_id: str, key_id: str) -> str:
     """103 characters, bound to the file and the KEK's name. Raises `ValueError` for a DEK not of 256 bits."""
     if len(dek) != KEY_BYTES:

@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final, NoReturn, Protocol, runtime_checkable
 
 KEY_BYTES: Final = 32
@@ -25,6 +26,11 @@ KEY_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 def new_id() -> str:
     """A fresh random id: 32 lower-case hex digits."""
     return secrets.token_hex(ID_BYTES)
+
+
+def utc_now() -> str:
+    """The time as all formats write it: UTC, RFC 3339, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Secret:

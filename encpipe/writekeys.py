@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from encpipe.commit import Contents, Target, now
+from encpipe.commit import Contents, Target
 from encpipe.errors import PolicyError
 from encpipe.keyring import make_kek
-from encpipe.keys import KeyContext, Secret, new_id
+from encpipe.keys import KeyContext, Secret, new_id, utc_now
 from encpipe.kms.registry import MasterKeys
 from encpipe.manifest import KekRecord, kek_commitment
 from encpipe.state import State
@@ -65,7 +65,7 @@ def make_target(
         made = make_kek(KeyContext(dataset_id, name, kek_id), masters)
         calls += len(made.wrappings)
         keks[kek_id], wrappings[kek_id] = made.kek, made.wrappings
-        records.append(KekRecord(kek_id, name, now(), kek_commitment(kek_id, made.kek), "active"))
+        records.append(KekRecord(kek_id, name, utc_now(), kek_commitment(kek_id, made.kek), "active"))
     return Target(dataset_id, names[0], tuple(records), wrappings, keks, base), calls
 
 

@@ -19,7 +19,6 @@ from encpipe.commit import (
     Contents,
     Target,
     commit,
-    now,
     rebased,
     same_shape,
     surely_not_committed,
@@ -28,7 +27,7 @@ from encpipe.errors import ConfigError, ConflictError, EncpipeError, StorageErro
 from encpipe.filelist import FileEntry
 from encpipe.journal import Journal, Records
 from encpipe.keyring import DatasetKeys
-from encpipe.keys import new_id
+from encpipe.keys import new_id, utc_now
 from encpipe.parquet import Layout
 from encpipe.sealing import ProgressCallback, SealJob, Tally, seal_all
 from encpipe.sources import Source
@@ -168,7 +167,7 @@ class WriteSession:
             dataset_id=target.dataset_id,
             base_core="" if base is None else base.view.digest,
             base_generation=0 if base is None else base.view.core.generation,
-            created=now(),
+            created=utc_now(),
             owner=f"{socket.gethostname()}:{os.getpid()}",
             footer_key=target.footer_key,
             keks=target.records,

@@ -24,13 +24,12 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from encpipe import transport
 from encpipe.errors import ConfigError, KmsError, MissingExtraError, UnwrapError
-from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey
+from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, utc_now
 from encpipe.kms.base import KmsSettings
 from encpipe.kms.deadline import call_within
 from encpipe.kms.sdklogs import without_bodies
@@ -113,7 +112,7 @@ class AwsKmsKey:
                 f"asked to wrap under {self.uri}, the service answered for another key",
                 hint="check the endpoint: this is not how AWS KMS answers",
             )
-        created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        created = utc_now()
         return WrappedKey(f"{SCHEME}:{arn}", blob, version="", created=created)
 
     def unwrap(self, wrapped: WrappedKey, *, aad: KeyContext) -> Secret:

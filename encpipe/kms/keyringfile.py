@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from encpipe.config import KeyringConfig
 from encpipe.errors import ConfigError, ConflictError
-from encpipe.keys import Secret
+from encpipe.keys import Secret, utc_now
 from encpipe.kms import keyringformat, privatefile
 from encpipe.kms.base import AskPassphrase
 from encpipe.kms.keyringformat import MAX_FILE_BYTES, KdfParams, Protection, SealedKeyring
@@ -60,7 +59,7 @@ class KeyringFile:
         """Write a new keyring with a fresh master key for each of `names`. Raises `exists` for an old one."""
         keyring = Keyring()
         for name in names:
-            keyring = keyring.with_key(name, created=_now())
+            keyring = keyring.with_key(name, created=utc_now())
         if os.path.lexists(self.path):  # said before a passphrase is asked for; write_new decides
             raise ConfigError(f"{self.what} exists and is not overwritten", code="exists")
         _write_new(self.path, keyring, self.unlock, kdf)
@@ -85,11 +84,11 @@ class KeyringFile:
 
     def create_key(self, name: str) -> KeyVersion:
         """Add a fresh master key, version 1."""
-        return self._change(lambda keyring: keyring.with_key(name, created=_now())).active(name)
+        return self._change(lambda keyring: keyring.with_key(name, created=utc_now())).active(name)
 
     def rotate(self, name: str) -> KeyVersion:
         """Add a fresh version of a master key; it wraps from now on. Re-wrap datasets to use it for them."""
-        return self._change(lambda keyring: keyring.rotated(name, created=_now())).active(name)
+        return self._change(lambda keyring: keyring.rotated(name, created=utc_now())).active(name)
 
     def export_key(self, name: str, target: Path, unlock: Unlock, *, kdf: KdfParams = STRONG) -> None:
         """Write one master key, all its versions, to a keyring file of its own, protected by `unlock`."""
@@ -161,7 +160,3 @@ class KeyringFile:
 def _write_new(target: Path, keyring: Keyring, unlock: Unlock, kdf: KdfParams) -> None:
     protection, root = unlock.protect(kdf, what=f"the keyring {str(target)!r}")
     privatefile.write_new(target, keyringformat.seal(keyring, root, protection), what="keyring")
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

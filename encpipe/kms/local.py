@@ -14,13 +14,12 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import Future
-from datetime import UTC, datetime
 from typing import Final
 
 from encpipe import aead
 from encpipe.aead import Label
 from encpipe.errors import ConfigError, DecryptionError, KmsError, UnwrapError
-from encpipe.keys import KEY_BYTES, KEY_NAME, KeyContext, MasterKey, Secret, WrappedKey
+from encpipe.keys import KEY_BYTES, KEY_NAME, KeyContext, MasterKey, Secret, WrappedKey, utc_now
 from encpipe.kms.base import KmsSettings
 from encpipe.kms.keyringfile import KeyringFile
 from encpipe.kms.keyringformat import Protection, SealedKeyring
@@ -179,7 +178,7 @@ class LocalMasterKey:
         head = _WRAP_VERSION + version.to_bytes(_HEAD_BYTES - 1, "big")
         key = _wrapping_key(keyring.secret(self._name, version), aad)
         blob = head + aead.seal(key, kek.reveal(), aad=self._aad(head, aad))
-        return WrappedKey(self.uri, blob, str(version), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+        return WrappedKey(self.uri, blob, str(version), utc_now())
 
     def unwrap(self, wrapped: WrappedKey, *, aad: KeyContext) -> Secret:
         """The KEK. Raises `UnwrapError`, `KeyNotFoundError`, and what unlocking raises."""

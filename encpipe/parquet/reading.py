@@ -117,7 +117,7 @@ class Handle:
     ) -> None:
         self._file, self.client, self._reader, self.source = file, client, reader, source
 
-    def read(self, row_group: int, leaves: Sequence[str], *, use_threads: bool = False) -> pa.Table:
+    def read(self, row_group: int, leaves: Sequence[str]) -> pa.Table:
         """The given leaves of a row group, top-level columns in file order.
 
         The KEKs of all leaves must have been unwrapped before. Raises `IntegrityError`, `StorageError`.
@@ -125,7 +125,7 @@ class Handle:
         entry, client = self._file.entry, self.client
         client.start_read()
         with translated(entry, client):
-            table = self._reader.read_row_group(row_group, columns=list(leaves), use_threads=use_threads)
+            table = self._reader.read_row_group(row_group, columns=list(leaves), use_threads=False)
         if entry.row_groups[row_group]:
             self._check_asked(leaves)
         if len(table) != entry.row_groups[row_group]:

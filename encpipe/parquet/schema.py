@@ -28,10 +28,6 @@ class Layout:
         """Whether all columns fall under the footer key: then one DEK seals the whole file."""
         return set(self.columns.values()) <= {self.footer_key}
 
-    def key_names(self, leaves: Sequence[str]) -> set[str]:
-        """The key names that reading these leaves needs, the footer key included."""
-        return {self.footer_key, *(self.columns[leaf] for leaf in leaves)}
-
 
 def same_columns(one: pq.ParquetSchema, other: pq.ParquetSchema) -> bool:
     """Whether the leaf columns of two files are the same: paths, types and levels; field ids do not count."""

@@ -147,7 +147,7 @@ def _hidden(name: str) -> bool:
 
 def _locate_local(source: str) -> Iterator[Located]:
     if os.path.isfile(source):  # noqa: PTH113 - a text path keeps what the user wrote
-        yield _local(source, os.path.dirname(source))  # noqa: PTH120
+        yield _local(source, os.path.dirname(source))  # noqa: PTH120 - as above
     elif os.path.isdir(source):  # noqa: PTH112
         for path in _walk(source, frozenset()):
             yield _local(path, source)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Final, Literal
 
 from encpipe import aead
@@ -20,7 +19,7 @@ from encpipe.errors import (
     KmsUnavailableError,
     UnwrapError,
 )
-from encpipe.keys import KEY_BYTES, KEY_NAME, KeyContext, MasterKey, Secret, WrappedKey
+from encpipe.keys import KEY_BYTES, KEY_NAME, KeyContext, MasterKey, Secret, WrappedKey, utc_now
 from encpipe.kms.base import Kms
 
 _SCHEME: Final = "memory"
@@ -129,7 +128,7 @@ class _MemoryKey:
         version, key = max(self._kms.versions(self._name).items(), key=lambda item: item[0])
         head = version.to_bytes(_HEAD_BYTES, "big")
         blob = head + aead.seal(key, kek.reveal(), aad=self._aad(head, aad))
-        return WrappedKey(self.uri, blob, str(version), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+        return WrappedKey(self.uri, blob, str(version), utc_now())
 
     def unwrap(self, wrapped: WrappedKey, *, aad: KeyContext) -> Secret:
         self._kms.counts.unwrap()

@@ -8,14 +8,13 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
-from specimen import KEK_IDS, Specimen, record
+from specimen import Specimen
 
 from encpipe.errors import UnwrapError
 from encpipe.keyring import (
     WRAPPED_DEK_CHARACTERS,
     dek_commitment,
     make_kek,
-    master_key_id,
     unwrap_dek,
     wrap_dek,
 )
@@ -83,10 +82,6 @@ def test_commitments_bind_to_file_and_dek() -> None:
     commitments = {dek_commitment(f, d) for f in (FILE, OTHER_FILE) for d in (DEK, DEK[::-1])}
     assert len(commitments) == 4
     assert all(len(one) == 32 and one != DEK for one in commitments)
-
-
-def test_a_file_names_a_kek_by_key_name_and_id() -> None:
-    assert master_key_id(record("pii", KEK)) == f"pii.{KEK_IDS['pii']}"
 
 
 def test_a_new_kek_is_wrapped_by_every_master_key() -> None:
