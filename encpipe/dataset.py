@@ -30,7 +30,8 @@ from encpipe.parquet import Layout, SealedFile
 from encpipe.pins import Pins, PinStore
 from encpipe.policy import Policy
 from encpipe.projection import OnMissingKey, Projection, columns_of, filter_columns
-from encpipe.scan import Plan, Scan
+from encpipe.rowgroups import Plan
+from encpipe.scan import Scan
 from encpipe.state import MANIFEST_PATH, State, load_state
 from encpipe.storage import Storage
 

@@ -18,7 +18,9 @@ ROOT = Path(encpipe.__file__).parent
 LAYERS = """
     cli  torch  __main__
     inspection  verification  export  dataset  writer  initialise
-    writesession  scan  fragments  projection
+    writesession  scan
+    rowgroups
+    fragments  projection
     stopped  writekeys
     sealing  commit  writereport
     state  journal
