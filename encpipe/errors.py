@@ -54,6 +54,7 @@ CODES: Final[dict[str, str]] = {
     "insecure-transport": "a plain connection to a host that is not loopback",
     "untrusted-certificate": "a server shows a certificate that no configured CA vouches for",
     "missing-extra": "an optional package is not installed",
+    "memory-lock": "the system refuses to keep this process's memory out of swap",
     "keyring-permissions": "the keyring or a key file can be read by others",
     "filter": "the filter or the column selection does not fit the dataset",
     "nulls": "a column has nulls, and the reader did not say what takes their place",

@@ -30,8 +30,9 @@ LAYERS = """
     config  configtable
     policy  strictjson
     aead
+    guard
     keys
-    errors
+    errors  machine
 """
 """From what users touch down to what everything rests on. A new module gets its place here first."""
 
