@@ -14,7 +14,7 @@ import torch
 
 from encpipe.errors import ConfigError, EncpipeError
 from encpipe.torch.batching import exact_batches
-from encpipe.torch.tensors import Converter, Nulls
+from encpipe.torch.conversion import Converter, Nulls
 
 NUMBERS = {
     pa.int8(): "int8",
@@ -33,7 +33,8 @@ NUMBERS = {
 
 def convert(array: pa.Array | pa.ChunkedArray, nulls: Nulls = "error") -> dict[str, Any]:
     table = pa.table({"x": array})
-    return Converter(table.schema, nulls).convert(table)
+    converter = Converter(table.schema, nulls)
+    return converter.finish(converter.load(table))
 
 
 def fixed(values: list[Any], size: int, kind: pa.DataType | None = None) -> pa.Array:
@@ -105,14 +106,14 @@ def test_a_dictionary_column_gives_its_values_even_if_the_dictionary_changes() -
 @pytest.mark.parametrize(
     ("array", "hint"),
     [
-        (pa.array([[1], [1, 2]]), "fixed-size"),
+        (pa.array([[["a"]]]), "columns="),
         (pa.array([decimal.Decimal("1.5")]), "float64"),
         (pa.array([{"a": 1}]), "columns="),
         (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())), "columns="),
         (pa.nulls(2), "columns="),
         (fixed([["a"]], 1, pa.string()), "columns="),
     ],
-    ids=["list", "decimal", "struct", "map", "null", "strings in a fixed-size list"],
+    ids=["list of lists", "decimal", "struct", "map", "null", "strings in a fixed-size list"],
 )
 def test_what_no_tensor_can_hold_is_refused_before_anything_is_read(array: pa.Array, hint: str) -> None:
     with pytest.raises(EncpipeError, match="column 'x'") as caught:
@@ -180,10 +181,10 @@ def test_masked_text_is_empty(array: pa.Array, values: list[Any]) -> None:
 def test_the_names_of_a_batch_do_not_depend_on_its_nulls() -> None:
     schema = pa.schema([pa.field("a", pa.int8()), pa.field("b", pa.int8(), nullable=False)])
     converter = Converter(schema, "mask")
-    whole = converter.convert(pa.table([[1], [2]], schema=schema))
+    whole = converter.finish(converter.load(pa.table([[1], [2]], schema=schema)))
     assert list(whole) == ["a", "a_mask", "b"]
     assert whole["a_mask"].tolist() == [True]
-    assert list(converter.convert(pa.table([[None], [2]], schema=schema))) == list(whole)
+    assert list(converter.finish(converter.load(pa.table([[None], [2]], schema=schema)))) == list(whole)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +245,7 @@ def test_no_column_is_refused() -> None:
 def test_tensors_can_be_written_to_without_a_warning_or_harm() -> None:
     table = pa.table({"a": np.arange(8), "b": [True] * 8, "c": [None, *range(7)]})
     converter = Converter(table.schema, nulls=0)
-    first, second = (converter.convert(table.slice(n, 4)) for n in (0, 4))
+    first, second = (converter.finish(converter.load(table.slice(n, 4))) for n in (0, 4))
     for tensor in first.values():
         tensor.zero_()
     assert second["a"].tolist() == [4, 5, 6, 7]

@@ -1,0 +1,160 @@
+"""Arrow tables to batches of tensors. No I/O, no keys.
+
+What becomes of a column (`n` rows):
+
+    integers, floats             tensor (n,) of the same type
+    bool                         bool tensor (n,)
+    date, time, timestamp,       int64 tensor (n,): days for date32, milliseconds for date64, else the unit of
+    duration                     the column's type, counted as Arrow does (UTC for timestamps with a zone)
+    decimal                      as `Conversion.decimals` says: refused, float64, or int64 (unscaled)
+    fixed-size list of those     tensor (n, size), nested ones (n, size, size)
+    list of those                as `Conversion.lists` says. "offsets": NAME, all values of the batch one
+                                 after the other, and NAME_offsets, int64 (n + 1,): row i is
+                                 NAME[NAME_offsets[i]:NAME_offsets[i + 1]]. "pad": NAME (n, longest of the
+                                 batch), filled up with 0, and NAME_lengths, int64 (n,). Or refused
+    string, binary               as `Conversion.strings` says: list of n str or bytes, or the `pa.Array`
+    dictionary                   as its values
+    anything else                `EncpipeError` `unsupported`
+
+Nulls: `"error"` refuses them. A number takes their place (of a string or binary it cannot: refused; a null
+list becomes an empty one where lengths differ). `"mask"` puts 0, False, an empty string or list there and
+adds a bool tensor `NAME_mask` of the same shape as `NAME` ((n,) for lists of different lengths), True where
+there is a value, for every column that may hold nulls by its schema, whether this batch has one or not. No
+such mask shows nulls *inside* lists of different lengths: `"mask"` refuses them.
+
+Stacks: `stack={"x": ["a", "b"]}` packs columns into one contiguous tensor `x` (n, columns) of the type that
+`torch.promote_types` gives for them all, or of `Conversion.dtypes["x"]`; a fixed-size list of width k is k of
+its columns. What is stacked does not appear on its own. With `nulls="mask"` there is `x_mask` (n, columns)
+where any of them may hold nulls.
+
+May I write into a tensor? Yes: nothing else reads its memory. What does it keep in memory? Batches are views
+of larger pieces that the loader made (a row group or more of that column); a kept tensor keeps its piece:
+`clone()` it to keep little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import torch
+
+from encpipe.configtable import did_you_mean
+from encpipe.errors import ConfigError
+from encpipe.torch import arrowrows
+from encpipe.torch.arrowrows import Order
+from encpipe.torch.columns import Cuts, Kind, kind_of, split
+from encpipe.torch.leaves import Conversion, Nulls
+from encpipe.torch.stacks import Stack, stacks_of
+from encpipe.torch.values import Values, length
+
+__all__ = ["Batch", "Conversion", "Converter", "Nulls"]
+
+Batch: TypeAlias = dict[str, "torch.Tensor | list[Any] | pa.Array"]
+
+_CAST_ROWS = 16_384
+"""Numbers cast at once: torch starts threads of its own for more than 32,768."""
+
+
+class Converter:
+    """Makes tables of one schema into dicts of tensors, as this module's docstring says; in any thread.
+
+    Raises `EncpipeError` `unsupported` for a column that no tensor can hold, and `ConfigError` for a `nulls`
+    that is none of the three, for a stack of columns that there are not or that no tensor can hold together,
+    for two things of one name, for a cast of something that is no tensor, and for no columns at all.
+    """
+
+    def __init__(
+        self,
+        schema: pa.Schema,
+        nulls: Nulls = "error",
+        *,
+        stack: Mapping[str, Sequence[str]] | None = None,
+        conversion: Conversion = Conversion(),  # noqa: B008 - frozen, and shows the defaults
+    ) -> None:
+        number = isinstance(nulls, int | float) and not isinstance(nulls, bool)
+        if not number and nulls not in ("error", "mask"):
+            raise ConfigError(
+                f"nulls is {nulls!r}: it is a number, or one of error, mask", hint='nulls="mask" or nulls=0'
+            )
+        if not schema.names:
+            raise ConfigError("no column is left to make tensors of", code="filter")
+        self._dtypes = conversion.dtypes
+        kinds = {field.name: kind_of(field, nulls, conversion) for field in schema}
+        self._stacks = stacks_of(kinds, stack or {}, conversion.dtypes)
+        stacked = {name for made in self._stacks for name in made.names}
+        self._alone = {name: kind for name, kind in kinds.items() if name not in stacked}
+        self._check_names()
+
+    def _check_names(self) -> None:
+        owners: dict[str, str] = {}
+        tensors: set[str] = set()
+        parts: list[tuple[str, Kind | Stack]] = [*self._alone.items(), *((s.name, s) for s in self._stacks)]
+        for owner, part in parts:
+            tensors.update(part.tensors)
+            for name in (*part.others, *part.tensors):
+                if name in owners:
+                    raise ConfigError(
+                        f"two things would be called {name!r}: one of {owners[name]!r}, one of {owner!r}",
+                        hint="read them one at a time with columns=[...], or call a stack by another name",
+                    )
+                owners[name] = owner
+        for name in self._dtypes:
+            if name not in tensors:
+                raise ConfigError(
+                    f"no tensor is called {name!r}, to be cast", hint=did_you_mean(name, tensors)
+                )
+
+    def load(self, table: pa.Table, order: Order | None = None) -> Values:
+        """The table's rows, or those with the numbers in `order`, in that order.
+
+        Raises `ConfigError` `nulls`, naming the column, for a null that may not be there, `IndexError` for a
+        number that no row has.
+        """
+        if order is not None and len(order) and (order.min() < 0 or order.max() >= len(table)):
+            raise IndexError(f"rows {order.min()} to {order.max()} of {len(table)} rows")
+        arrays = {
+            name: arrowrows.whole(column)
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        }
+        values: Values = {}
+        for name, kind in self._alone.items():
+            values.update(kind.load(arrays[name], order))
+        for stack in self._stacks:
+            values.update(stack.load(arrays, order))
+        for name, dtype in self._dtypes.items():
+            column = values.get(name)
+            if isinstance(column, torch.Tensor) and column.dtype != dtype:
+                values[name] = _cast(column, dtype)
+        return values
+
+    def split(self, values: Values, rows: int) -> list[Batch]:
+        """Consecutive batches of `rows` rows, the last one shorter, none empty; views where possible."""
+        total = length(values)
+        cuts = [(start, min(start + rows, total)) for start in range(0, total, rows)]
+        return self._batches(values, cuts) if cuts else []
+
+    def finish(self, values: Values) -> Batch:
+        """All rows as one batch."""
+        return self._batches(values, [(0, length(values))])[0]
+
+    def _batches(self, values: Values, cuts: Cuts) -> list[Batch]:
+        columns: dict[str, Sequence[Any]] = {}
+        for name, column in values.items():
+            if isinstance(column, torch.Tensor):
+                columns[name] = split(column, cuts)
+                continue
+            finished = self._alone[name].finish(column, cuts)
+            for part, batches in finished.items():
+                dtype = self._dtypes.get(part)
+                columns[part] = batches if dtype is None else [batch.to(dtype) for batch in batches]
+        return [dict(zip(columns, batch, strict=True)) for batch in zip(*columns.values(), strict=True)]
+
+
+def _cast(column: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    out = torch.empty(column.shape, dtype=dtype)
+    flat, source = out.reshape(-1), column.reshape(-1)
+    for start in range(0, len(flat), _CAST_ROWS):
+        flat[start : start + _CAST_ROWS].copy_(source[start : start + _CAST_ROWS])
+    return out

@@ -1,0 +1,95 @@
+"""Rows between reader and batch: cut, joined and interleaved. No I/O.
+
+`Values` maps names to columns of equal length along dimension 0. A column is
+
+    torch.Tensor      numbers, masks, stacks: dense, contiguous along dimension 0
+    np.ndarray        of dtype object: the str or bytes of a text column, so that moving rows moves pointers
+    pa.Array          text that stays in Arrow; lists of different lengths (large_list of a primitive type)
+
+Nothing here writes into what it is given. `cut` gives views, `join` and `interleave` give copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from encpipe.torch import arrowrows
+
+Objects: TypeAlias = npt.NDArray[np.object_]
+Column: TypeAlias = "torch.Tensor | Objects | pa.Array"
+Values: TypeAlias = dict[str, Column]
+
+
+def length(values: Mapping[str, Column]) -> int:
+    """How many rows there are."""
+    return len(next(iter(values.values())))
+
+
+def cut(values: Mapping[str, Column], start: int, stop: int) -> Values:
+    """Rows `start` to `stop` (exclusive), as views."""
+    return {
+        name: column.slice(start, stop - start) if isinstance(column, pa.Array) else column[start:stop]
+        for name, column in values.items()
+    }
+
+
+def join(parts: Sequence[Mapping[str, Column]]) -> Values:
+    """The rows of all parts, one part after the other. Of one part: its own columns, not copied."""
+    if len(parts) == 1:
+        return dict(parts[0])
+    return {name: _join([part[name] for part in parts]) for name in parts[0]}
+
+
+def _join(columns: Sequence[Column]) -> Column:
+    first = columns[0]
+    if isinstance(first, pa.Array):
+        return arrowrows.concat(columns)
+    if isinstance(first, torch.Tensor):
+        return torch.cat(list(columns))
+    return np.concatenate(columns)
+
+
+def interleave(parts: Sequence[Mapping[str, Column]], run: int) -> Values:
+    """`run` rows of part 0, `run` rows of part 1, ..., round after round until all are used.
+
+    The parts have equally many rows, a multiple of `run`; anything else raises `ValueError`.
+    """
+    rows = {length(part) for part in parts}
+    if len(rows) != 1 or min(rows) % run:
+        raise ValueError(f"parts of {sorted(rows)} rows cannot be interleaved by {run}")
+    if len(parts) == 1:
+        return dict(parts[0])
+    return {name: _interleave([part[name] for part in parts], run) for name in parts[0]}
+
+
+def _interleave(columns: Sequence[Column], run: int) -> Column:
+    first = columns[0]
+    count, rows = len(columns), len(first)
+    if isinstance(first, pa.Array):
+        order = np.arange(count * rows).reshape(count, rows // run, run).swapaxes(0, 1)
+        return arrowrows.take(arrowrows.concat(columns), order.reshape(-1))
+    if not isinstance(first, torch.Tensor):
+        out = np.empty((rows // run, count, run), object)
+        for number, column in enumerate(columns):
+            out[:, number] = column.reshape(-1, run)
+        return out.reshape(-1)
+    made = torch.empty((count * rows, *first.shape[1:]), dtype=first.dtype)
+    width = run * first.element_size() * (first[:1].numel() if rows else 0)
+    if width:
+        # runs of rows as opaque items: NumPy then moves each in one piece
+        target = _opaque(made, width).reshape(-1, count)
+        for number, column in enumerate(columns):
+            target[:, number] = _opaque(column, width)
+    return made
+
+
+def _opaque(tensor: torch.Tensor, width: int) -> npt.NDArray[np.void]:
+    """The tensor's memory as items of `width` bytes."""
+    flat: npt.NDArray[np.uint8] = tensor.contiguous().view(torch.uint8).numpy().reshape(-1)
+    return flat.view(f"V{width}")
