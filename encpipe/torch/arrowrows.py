@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Order = npt.NDArray[np.int32] | npt.NDArray[np.int64]
+from encpipe.torch.buffers import Order
 
 _LARGE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
 _OFFSET_LIMIT = 2**31 - 1

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 
 from encpipe.torch import arrowrows
-from encpipe.torch.arrowrows import Order
+from encpipe.torch.buffers import Order, gather, gather_wide, is_wide, numpy_dtype, scratch
 from encpipe.torch.leaves import (
     Conversion,
     Leaf,
@@ -23,11 +23,10 @@ from encpipe.torch.leaves import (
     is_text,
     leaf_of,
     mask_of,
-    numpy_of,
     plain_text,
     refuse_nulls,
-    tensor_of,
     unsupported,
+    values_of,
 )
 from encpipe.torch.values import Column, Values
 
@@ -47,7 +46,7 @@ class Kind(Protocol):
     def others(self) -> tuple[str, ...]:
         """What it adds to a batch that is no tensor."""
 
-    def load(self, array: pa.Array, order: Order | None) -> Values:
+    def load(self, column: pa.ChunkedArray, order: Order | None) -> Values:
         """The column, and its mask, in that order of rows."""
 
     def finish(self, column: Column, cuts: Cuts) -> dict[str, Sequence[Any]]:
@@ -74,12 +73,19 @@ def kind_of(field: pa.Field, nulls: Nulls, conversion: Conversion) -> Kind:
         raise unsupported(field.name, field.type, _CHOOSE)
     if variable:
         return Ragged(leaf, tuple(shape), masked, conversion.lists == "pad")
-    return Dense(leaf, tuple(shape), masked)
+    wish = conversion.dtypes.get(field.name, leaf.dtype)
+    return Dense(leaf, tuple(shape), masked, numpy_dtype(wish) or _native(leaf))
 
 
 def _is_list(kind: pa.DataType) -> bool:
     tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_large_list_view)
     return any(test(kind) for test in tests)
+
+
+def _native(leaf: Leaf) -> np.dtype[Any]:
+    found = numpy_dtype(leaf.dtype)
+    assert found is not None, leaf.dtype
+    return found
 
 
 def mask_name(name: str) -> str:
@@ -89,11 +95,12 @@ def mask_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Dense:
-    """Numbers, and fixed-size lists of them: `shape` is that of one row."""
+    """Numbers, and fixed-size lists of them: `shape` is that of one row, `target` the type they become."""
 
     leaf: Leaf
     shape: tuple[int, ...]
     masked: bool
+    target: np.dtype[Any]
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -109,18 +116,11 @@ class Dense:
         """Numbers in one row."""
         return math.prod(self.shape)
 
-    def load(self, array: pa.Array, order: Order | None) -> Values:
-        values = self.plain(array)
-        name, shape = self.leaf.name, (-1, *self.shape) if self.width else (len(array), *self.shape)
-        filled = self.leaf.fill(values)
-        if order is None:
-            found: Values = {name: tensor_of(filled).reshape(shape)}
-            if self.masked:
-                found[mask_name(name)] = torch.from_numpy(mask_of(values)).reshape(shape)
-            return found
-        found = {name: gather(numpy_of(filled).reshape(shape), order)}
+    def load(self, column: pa.ChunkedArray, order: Order | None) -> Values:
+        name, chunks = self.leaf.name, [self.plain(chunk) for chunk in column.chunks]
+        found: Values = {name: self._load(chunks, len(column), order)}
         if self.masked:
-            found[mask_name(name)] = gather(mask_of(values).reshape(shape), order)
+            found[mask_name(name)] = _mask(chunks, (len(column), *self.shape), order)
         return found
 
     def plain(self, array: pa.Array) -> pa.Array:
@@ -129,16 +129,30 @@ class Dense:
             array = _elements(array)
         return self.leaf.plain(array)
 
+    def _load(self, chunks: Sequence[pa.Array], rows: int, order: Order | None) -> torch.Tensor:
+        as_it_is = self.target == _native(self.leaf) and not any(chunk.null_count for chunk in chunks)
+        if order is None:
+            if as_it_is and len(chunks) == 1 and self.target != np.bool_:
+                # not through NumPy, which shows Arrow's buffers as read-only: torch warns of those
+                return torch.from_dlpack(chunks[0]).reshape(rows, *self.shape)
+            made = np.empty((rows, *self.shape), self.target)
+            self._write(chunks, made.reshape(-1))
+            return torch.from_numpy(made)
+        if as_it_is and is_wide(self.width, self.target):
+            return gather_wide([values_of(chunk).reshape(-1, *self.shape) for chunk in chunks], order)
+        hot = scratch(rows, self.width, self.target)
+        self._write(chunks, hot.reshape(-1))
+        return gather(hot.reshape(rows, *self.shape), order)
+
+    def _write(self, chunks: Sequence[pa.Array], target: npt.NDArray[Any]) -> None:
+        at = 0
+        for chunk in chunks:
+            self.leaf.write(chunk, target[at : at + len(chunk)])
+            at += len(chunk)
+
     def finish(self, column: Column, cuts: Cuts) -> dict[str, Sequence[Any]]:
         assert isinstance(column, torch.Tensor)
         return {self.leaf.name: split(column, cuts)}
-
-
-def gather(source: npt.NDArray[Any], order: Order) -> torch.Tensor:
-    """The rows of an array in that order, as a tensor of its own. Row numbers are not checked."""
-    out = torch.empty((len(order), *source.shape[1:]), dtype=torch.from_numpy(source[:0].copy()).dtype)
-    np.take(source, order, axis=0, out=out.numpy(), mode="clip")  # without clip NumPy copies it all once more
-    return out
 
 
 def split(column: torch.Tensor, cuts: Cuts) -> Sequence[torch.Tensor]:
@@ -147,6 +161,14 @@ def split(column: torch.Tensor, cuts: Cuts) -> Sequence[torch.Tensor]:
         return (column,)
     views: Sequence[torch.Tensor] = column.split(cuts[0][1] - cuts[0][0])
     return views
+
+
+def _mask(chunks: Sequence[pa.Array], shape: tuple[int, ...], order: Order | None) -> torch.Tensor:
+    """True where there is a value; rows of `shape[1:]`."""
+    if not any(chunk.null_count for chunk in chunks):
+        return torch.ones((shape[0] if order is None else len(order), *shape[1:]), dtype=torch.bool)
+    mask = np.concatenate([mask_of(chunk) for chunk in chunks]).reshape(shape)
+    return torch.from_numpy(mask) if order is None else gather(mask, order)
 
 
 def _elements(array: pa.Array) -> pa.Array:
@@ -176,18 +198,17 @@ class Text:
     def others(self) -> tuple[str, ...]:
         return (self.name,)
 
-    def load(self, array: pa.Array, order: Order | None) -> Values:
-        values = plain_text(array)
+    def load(self, column: pa.ChunkedArray, order: Order | None) -> Values:
+        values = plain_text(arrowrows.whole(column))
         filled = fill(self.name, values, self.nulls) if values.null_count else values
         found: Values = {}
         if self.arrow:
             found[self.name] = filled if order is None else arrowrows.take(filled, order)
         else:
             objects = filled.to_numpy(zero_copy_only=False)
-            found[self.name] = objects if order is None else objects[order]
+            found[self.name] = objects if order is None else objects.take(order)
         if self.masked:
-            mask = mask_of(values)
-            found[mask_name(self.name)] = torch.from_numpy(mask) if order is None else gather(mask, order)
+            found[mask_name(self.name)] = _mask([values], (len(values),), order)
         return found
 
     def finish(self, column: Column, cuts: Cuts) -> dict[str, Sequence[Any]]:
@@ -227,8 +248,8 @@ class Ragged:
     def _width(self) -> int:
         return math.prod(self.shape)
 
-    def load(self, array: pa.Array, order: Order | None) -> Values:
-        name = self.leaf.name
+    def load(self, column: pa.ChunkedArray, order: Order | None) -> Values:
+        name, array = self.leaf.name, arrowrows.whole(column)
         if array.null_count and self.leaf.nulls == "error":
             raise refuse_nulls(name)
         lists, elements = arrowrows.large_lists(array)
@@ -237,20 +258,19 @@ class Ragged:
         elements = self.leaf.plain(elements)
         if elements.null_count and self.leaf.nulls == "mask":
             raise refuse_nulls(name, "nulls inside of its lists, which no mask of rows shows")
-        elements = self.leaf.fill(elements)
+        elements = fill(name, elements, self.leaf.nulls) if elements.null_count else elements
         if pa.types.is_boolean(elements.type):
             elements = elements.cast(pa.uint8())
         packed = pa.LargeListArray.from_arrays(pa.array(lists * self._width), elements)
         found: Values = {name: packed if order is None else arrowrows.take(packed, order)}
         if self.masked:
-            mask = mask_of(array)
-            found[mask_name(name)] = torch.from_numpy(mask) if order is None else gather(mask, order)
+            found[mask_name(name)] = _mask([array], (len(array),), order)
         return found
 
     def finish(self, column: Column, cuts: Cuts) -> dict[str, Sequence[Any]]:
         assert isinstance(column, pa.Array)
         offsets = arrowrows.lists_offsets(column) // max(self._width, 1)
-        elements = tensor_of(column.values)
+        elements = torch.from_dlpack(column.values)
         if self.leaf.dtype == torch.bool:
             elements = elements.view(torch.bool)
         elements = elements.reshape(-1, *self.shape) if self._width else elements.reshape(0, *self.shape)

@@ -37,13 +37,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
 from encpipe.configtable import did_you_mean
 from encpipe.errors import ConfigError
-from encpipe.torch import arrowrows
-from encpipe.torch.arrowrows import Order
+from encpipe.torch.buffers import Order
 from encpipe.torch.columns import Cuts, Kind, kind_of, split
 from encpipe.torch.leaves import Conversion, Nulls
 from encpipe.torch.stacks import Stack, stacks_of
@@ -106,7 +107,7 @@ class Converter:
                     f"no tensor is called {name!r}, to be cast", hint=did_you_mean(name, tensors)
                 )
 
-    def load(self, table: pa.Table, order: Order | None = None) -> Values:
+    def load(self, table: pa.Table, order: Order | npt.NDArray[np.int32] | None = None) -> Values:
         """The table's rows, or those with the numbers in `order`, in that order.
 
         Raises `ConfigError` `nulls`, naming the column, for a null that may not be there, `IndexError` for a
@@ -114,15 +115,13 @@ class Converter:
         """
         if order is not None and len(order) and (order.min() < 0 or order.max() >= len(table)):
             raise IndexError(f"rows {order.min()} to {order.max()} of {len(table)} rows")
-        arrays = {
-            name: arrowrows.whole(column)
-            for name, column in zip(table.column_names, table.columns, strict=True)
-        }
+        if order is not None:
+            order = order.astype(np.int64, copy=False)  # else NumPy does so for every column
         values: Values = {}
         for name, kind in self._alone.items():
-            values.update(kind.load(arrays[name], order))
+            values.update(kind.load(table[name], order))
         for stack in self._stacks:
-            values.update(stack.load(arrays, order))
+            values.update(stack.load(table, order))
         for name, dtype in self._dtypes.items():
             column = values.get(name)
             if isinstance(column, torch.Tensor) and column.dtype != dtype:

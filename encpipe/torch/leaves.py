@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 from encpipe.errors import ConfigError, EncpipeError
+from encpipe.torch.buffers import Anything
 
 Nulls: TypeAlias = Literal["error", "mask"] | int | float
 Lists: TypeAlias = Literal["offsets", "pad", "error"]
@@ -83,15 +84,31 @@ class Leaf:
     nulls: Nulls
     decimals: Decimals
 
-    def fill(self, values: pa.Array) -> pa.Array:
-        """What `plain` gave, with nulls replaced. Raises `ConfigError` `nulls`, as `fill` does."""
-        return fill(self.name, values, self.nulls) if values.null_count else values
-
     def plain(self, values: pa.Array) -> pa.Array:
-        """The values as the type that the tensor has, with the same nulls."""
+        """The values as the type that the tensor has, with the same nulls.
+
+        Raises `ConfigError` `nulls`, naming the column, for a null that may not be there.
+        """
+        values = self._plain(values)
+        if values.null_count and self.nulls == "error":
+            raise refuse_nulls(self.name)
+        return values
+
+    def write(self, values: pa.Array, target: Anything) -> None:
+        """What `plain` gave, with nulls replaced and cast to the type of `target`, of any shape.
+
+        Raises `ConfigError` `nulls` for a number that cannot stand for nulls of this type.
+        """
+        with np.errstate(all="ignore"):  # what a cast cannot hold is the caller's wish
+            np.copyto(target, values_of(values).reshape(target.shape), casting="unsafe")
+            if values.null_count:
+                filler = filler_of(self.name, values.type, self.nulls).as_py()
+                np.copyto(target, filler, where=~mask_of(values).reshape(target.shape), casting="unsafe")
+
+    def _plain(self, values: pa.Array) -> pa.Array:
         kind = values.type
         if pa.types.is_dictionary(kind):
-            return self.plain(values.dictionary_decode())
+            return self._plain(values.dictionary_decode())
         if kind.id in _TEMPORAL_IDS:
             if kind.bit_width == 64:
                 return values.view(pa.int64())
@@ -152,11 +169,16 @@ def fill(name: str, values: pa.Array, nulls: Nulls) -> pa.Array:
     """
     if nulls == "error":
         raise refuse_nulls(name)
+    return pc.fill_null(values, filler_of(name, values.type, nulls))
+
+
+def filler_of(name: str, kind: pa.DataType, nulls: Nulls) -> pa.Scalar:
+    """What takes the place of nulls. Raises `ConfigError` `nulls` for a number that is no such value."""
     try:
-        return pc.fill_null(values, _filler(values.type, None if nulls == "mask" else nulls))
+        return _filler(kind, None if isinstance(nulls, str) else nulls)
     except (pa.ArrowInvalid, OverflowError):
         raise ConfigError(
-            f"column {name!r} has nulls, and {nulls!r} is no {values.type} to take their place",
+            f"column {name!r} has nulls, and {nulls!r} is no {kind} to take their place",
             hint='pass nulls="mask" or another number, or filter them out',
             code="nulls",
         ) from None
@@ -197,22 +219,26 @@ def _unscaled(name: str, values: pa.Array) -> pa.Array:
     return pa.array(low, mask=~valid if values.null_count else None)
 
 
-def numpy_of(values: pa.Array) -> npt.NDArray[Any]:
-    """Of an array without nulls; read-only, and not a copy except of bools."""
-    found: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
-    return found
-
-
-def tensor_of(values: pa.Array) -> torch.Tensor:
-    """A one-dimensional tensor of an array without nulls, not a copy except of bools."""
+def values_of(values: pa.Array) -> Anything:
+    """All values as they lie in memory, whatever stands where there is none; not a copy except of bools."""
+    start, rows = values.offset, len(values)
+    data = values.buffers()[1]
+    if data is None:
+        return np.zeros(rows, values.type.to_pandas_dtype())
     if pa.types.is_boolean(values.type):
-        return torch.from_numpy(numpy_of(values))
-    # Not through NumPy, which shows Arrow's buffers as read-only: torch warns of those.
-    return torch.from_dlpack(values)
+        return _bits(data, start, rows).view(np.bool_)
+    found: Anything = np.frombuffer(data, values.type.to_pandas_dtype())[start : start + rows]
+    return found
 
 
 def mask_of(values: pa.Array) -> npt.NDArray[np.bool_]:
     """True where the array has a value."""
     if values.null_count == 0:
         return np.ones(len(values), np.bool_)
-    return numpy_of(values.is_valid())
+    return _bits(values.buffers()[0], values.offset, len(values)).view(np.bool_)
+
+
+def _bits(data: pa.Buffer, start: int, rows: int) -> npt.NDArray[np.uint8]:
+    skip = start // 8
+    packed = np.frombuffer(data, np.uint8)[skip:]
+    return np.unpackbits(packed, count=start - 8 * skip + rows, bitorder="little")[start - 8 * skip :]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
 from encpipe.configtable import did_you_mean
 from encpipe.errors import ConfigError
-from encpipe.torch.arrowrows import Order
-from encpipe.torch.columns import Dense, Kind, gather, mask_name
-from encpipe.torch.leaves import mask_of, numpy_of
+from encpipe.torch.buffers import Anything, Order, gather, numpy_dtype, scratch
+from encpipe.torch.columns import Dense, Kind, mask_name
+from encpipe.torch.leaves import Leaf, mask_of
 from encpipe.torch.values import Values
 
 _BLOCK = 2_048
@@ -29,7 +28,7 @@ class Stack:
 
     name: str
     columns: tuple[Dense, ...]
-    dtype: torch.dtype
+    target: np.dtype[Any]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -51,30 +50,45 @@ class Stack:
         """Nothing else."""
         return ()
 
-    def load(self, arrays: Mapping[str, pa.Array], order: Order | None) -> Values:
+    def load(self, table: pa.Table, order: Order | None) -> Values:
         """The stack and its mask, in that order of rows."""
-        plain = [column.plain(arrays[column.leaf.name]) for column in self.columns]
-        filled = [column.leaf.fill(values) for column, values in zip(self.columns, plain, strict=True)]
-        rows = len(arrays[self.names[0]])
-        found: Values = {self.name: self._pack([numpy_of(v) for v in filled], rows, self.dtype, order)}
+        parts = [
+            (len(batch), [column.plain(batch[column.leaf.name]) for column in self.columns])
+            for batch in table.to_batches()
+        ]
+        found: Values = {self.name: self._pack(parts, len(table), order, self.target, Leaf.write)}
         if self.masked:
-            masks = [mask_of(values) for values in plain]
-            found[mask_name(self.name)] = self._pack(masks, rows, torch.bool, order)
+            found[mask_name(self.name)] = self._pack(
+                parts, len(table), order, np.dtype(np.bool_), _write_mask
+            )
         return found
 
     def _pack(
-        self, parts: Sequence[npt.NDArray[Any]], rows: int, dtype: torch.dtype, order: Order | None
+        self,
+        parts: Sequence[tuple[int, Sequence[pa.Array]]],
+        rows: int,
+        order: Order | None,
+        dtype: np.dtype[Any],
+        write: Callable[[Leaf, pa.Array, Anything], None],
     ) -> torch.Tensor:
         widths = [column.width for column in self.columns]
-        out = torch.empty((rows, sum(widths)), dtype=dtype)
-        target: Any = out if dtype == torch.bfloat16 else out.numpy()
-        wide = [part.reshape(rows, width) for part, width in zip(parts, widths, strict=True)]
         ends = np.cumsum(widths).tolist()
-        for start in range(0, rows, _BLOCK):
-            block = slice(start, start + _BLOCK)
-            for part, width, end in zip(wide, widths, ends, strict=True):
-                target[block, end - width : end] = part[block]
-        return out if order is None else gather(target, order)
+        total = ends[-1]
+        packed = np.empty((rows, total), dtype) if order is None else scratch(rows, total, dtype)
+        at = 0
+        for size, part in parts:
+            for start in range(0, size, _BLOCK):
+                stop = min(start + _BLOCK, size)
+                for column, values, width, end in zip(self.columns, part, widths, ends, strict=True):
+                    target = packed[at + start : at + stop, end - width : end]
+                    write(column.leaf, values.slice(start * width, (stop - start) * width), target)
+            at += size
+        return torch.from_numpy(packed) if order is None else gather(packed, order)
+
+
+def _write_mask(_: Leaf, values: pa.Array, target: Anything) -> None:
+    """What `Leaf.write` is to values."""
+    target[:] = mask_of(values).reshape(target.shape)
 
 
 def stacks_of(
@@ -101,7 +115,9 @@ def _stack(name: str, names: Sequence[str], kinds: Mapping[str, Kind], dtype: to
                 hint="leave it out of the stack",
             )
         columns.append(kind)
-    return Stack(name, tuple(columns), dtype or _common(name, [column.leaf.dtype for column in columns]))
+    common = _common(name, [column.leaf.dtype for column in columns]) if dtype is None else dtype
+    # of a type that NumPy lacks it becomes one in the end
+    return Stack(name, tuple(columns), numpy_dtype(common) or np.dtype(np.float32))
 
 
 def _common(name: str, dtypes: Sequence[torch.dtype]) -> torch.dtype:

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from encpipe.errors import ConfigError, EncpipeError
-from encpipe.torch.batching import exact_batches
 from encpipe.torch.conversion import Converter, Nulls
 
 NUMBERS = {
@@ -257,12 +256,3 @@ def test_numbers_without_nulls_are_not_copied() -> None:
     array = pa.array(np.arange(8))
     found = convert(array.slice(2, 3))["x"]
     assert found.data_ptr() == array.buffers()[1].address + 16
-
-
-@pytest.mark.parametrize("sizes", [[10], [3, 7], [4, 4, 2], [1] * 10, [0, 5, 0, 5], []], ids=str)
-def test_batches_are_exact_whatever_the_row_groups(sizes: list[int]) -> None:
-    rows = iter(range(sum(sizes)))
-    tables = [pa.table({"a": pa.array([next(rows) for _ in range(size)], pa.int64())}) for size in sizes]
-    batches = list(exact_batches(tables, 4))
-    assert [len(batch) for batch in batches] == ([4, 4, 2] if sizes else [])
-    assert [value for batch in batches for value in batch["a"].to_pylist()] == list(range(sum(sizes)))
