@@ -15,6 +15,7 @@ import binascii
 import hashlib
 import hmac
 import os
+import time
 from enum import StrEnum
 from typing import Final
 
@@ -32,6 +33,8 @@ TAG_BYTES: Final = 16
 SEAL_OVERHEAD: Final = NONCE_BYTES + TAG_BYTES
 MAX_SEALED_BYTES: Final = (1 << 31) - 1
 """Length of one sealed object: what one call of the cipher takes."""
+_SPEED_BYTES: Final = 1_000_000
+_SPEED_CALLS: Final = 40
 
 
 class Label(StrEnum):
@@ -93,6 +96,18 @@ def open_sealed(key: Secret, sealed: bytes, *, aad: bytes) -> bytes:
         return AESGCM(key.reveal()).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], aad)
     except InvalidTag:
         raise DecryptionError("sealed bytes do not open: they were changed, or belong elsewhere") from None
+
+
+def open_speed() -> float:
+    """Bytes per second at which one core opens sealed data: the best of some calls of 1 MB, about 20 ms."""
+    cipher, nonce = AESGCM(bytes(KEY_BYTES)), bytes(NONCE_BYTES)
+    sealed = cipher.encrypt(nonce, bytes(_SPEED_BYTES), None)
+    times = []
+    for _ in range(_SPEED_CALLS):
+        start = time.perf_counter()
+        cipher.decrypt(nonce, sealed, None)
+        times.append(time.perf_counter() - start)
+    return _SPEED_BYTES / min(times)
 
 
 def mac(key: Secret, message: bytes) -> bytes:

@@ -57,6 +57,7 @@ CODES: Final[dict[str, str]] = {
     "memory-lock": "the system refuses to keep this process's memory out of swap",
     "keyring-permissions": "the keyring or a key file can be read by others",
     "filter": "the filter or the column selection does not fit the dataset",
+    "resume-state": "a resume state belongs to another dataset, other data, columns, seed or order",
     "nulls": "a column has nulls, and the reader did not say what takes their place",
     # KmsError
     "kms": "the key service answered with an error",

@@ -1,13 +1,13 @@
-"""Encrypted datasets as PyTorch input, decrypted in the training process.
+"""Encrypted datasets as PyTorch input, decrypted in memory only.
 
-    from torch.utils.data import DataLoader
-    from encpipe.torch import IterableDataset
+    from encpipe.torch import Loader
 
-    data = IterableDataset("s3://bucket/flights", columns=["distance", "arr_delay"], nulls="mask")
-    for batch in DataLoader(data, batch_size=None):
-        batch["distance"], batch["arr_delay"], batch["arr_delay_mask"]
+    loader = Loader("s3://bucket/flights", 4096, stack={"x": ["hour", "distance"]}, shuffle=True, seed=7)
+    for batch in loader:
+        batch["x"], batch["arr_delay"]
 
-Importing this without PyTorch raises `MissingExtraError`.
+`Loader` reads with threads of the training process. `IterableDataset` and `MapDataset` are for PyTorch's own
+`DataLoader`, with or without worker processes. Importing this without PyTorch raises `MissingExtraError`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,21 @@ except ModuleNotFoundError:
         "encpipe.torch needs PyTorch, which is not installed", hint="pip install 'encpipe[torch]'"
     ) from None
 
-from encpipe.torch.dataset import IterableDataset
-from encpipe.torch.tensors import Batch, Nulls
+from encpipe.torch.conversion import Batch, Conversion, Nulls
+from encpipe.torch.dataset import IterableDataset, resume_state
+from encpipe.torch.loader import Loader
+from encpipe.torch.source import RowGroupSource
+from encpipe.torch.state import merge_states
+from encpipe.torch.stats import Stats
 
-__all__ = ["Batch", "IterableDataset", "Nulls"]
+__all__ = [
+    "Batch",
+    "Conversion",
+    "IterableDataset",
+    "Loader",
+    "Nulls",
+    "RowGroupSource",
+    "Stats",
+    "merge_states",
+    "resume_state",
+]

@@ -1,0 +1,235 @@
+"""What `Loader` and `IterableDataset` share: from options to the batches and states of an epoch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, TypedDict, cast
+
+import torch
+
+from encpipe.access import AnyPath
+from encpipe.config import Config
+from encpipe.configtable import did_you_mean
+from encpipe.dataset import Dataset, Filter, open_dataset
+from encpipe.errors import ConfigError
+from encpipe.kms.registry import MasterKeys
+from encpipe.projection import OnMissingKey
+from encpipe.torch.conversion import Batch, Converter
+from encpipe.torch.engine import Plan, batches
+from encpipe.torch.order import Order, Shape
+from encpipe.torch.share import LaneShare, Place, RangeShare, Uneven, check_place
+from encpipe.torch.source import RowGroupSource
+from encpipe.torch.state import Binding, LoaderState, parse_state
+from encpipe.torch.stats import Meter
+from encpipe.torch.values import Values
+
+
+class OpenOptions(TypedDict, total=False):
+    """The keyword arguments of `open_dataset`, which see."""
+
+    config: Config | AnyPath | None
+    keyring: AnyPath | None
+    master_keys: MasterKeys | None
+    storage_options: Mapping[str, Any] | None
+    on_missing_key: OnMissingKey
+    expect_dataset: str | None
+    min_generation: int | None
+    min_revision: int | None
+    expect_core: str | None
+    pin_store: AnyPath | None
+    expect_key_names: Sequence[str]
+    generation: int | None
+    max_key_age: float | None
+    key_grace: float
+
+
+class Opened:
+    """A dataset that was given open, or is opened here by its URL and then closed here."""
+
+    def __init__(self, given: AnyPath | Dataset, options: OpenOptions, *, of: str) -> None:
+        unknown = set(options) - OpenOptions.__annotations__.keys()
+        if unknown:
+            close = did_you_mean(min(unknown), set(OpenOptions.__annotations__))
+            raise TypeError(f"{of}() got an unexpected keyword argument {min(unknown)!r}: {close}")
+        self.owned = not isinstance(given, Dataset)
+        self._options = options
+        if isinstance(given, Dataset):
+            if options:
+                raise ConfigError(
+                    f"{min(options)!r} goes with a URL, and this dataset is open already",
+                    hint="give it to open_dataset instead",
+                )
+            self.dataset = given
+        else:
+            self._url = given
+            self.dataset = open_dataset(given, **options)
+
+    def at(self, state: LoaderState) -> bool:
+        """Make sure that this is the generation of `state`; True when another one had to be opened.
+
+        Only a dataset that was opened here is opened anew. Raises what `open_dataset` raises, in particular
+        when `gc` has removed that generation.
+        """
+        binding = state.binding
+        same = binding.core_digest == self.dataset.core_digest
+        if same or not self.owned or binding.dataset_id != self.dataset.dataset_id:
+            return False
+        pinned = {"generation": state.generation, "expect_core": binding.core_digest}
+        options = cast(OpenOptions, {**self._options, **pinned})
+        former, self.dataset = self.dataset, open_dataset(self._url, **options)
+        former.close()
+        return True
+
+    def close(self) -> None:
+        """Release what was opened here. A `Dataset` that was given stays open."""
+        if self.owned:
+            self.dataset.close()
+
+
+class Feed:
+    """The rows of a source in the order of `shape`, as batches for one rank."""
+
+    def __init__(
+        self,
+        source: RowGroupSource,
+        converter: Converter,
+        shape: Shape,
+        *,
+        filter: Filter | None,
+        batch_size: int,
+        drop_last: bool,
+        uneven: Uneven,
+        rank: int | None,
+        world_size: int | None,
+    ) -> None:
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("lanes", shape.lanes, 1),
+            ("window", shape.window, 1),
+            ("seed", shape.seed, 0),
+        ):
+            check_count(name, value, least)
+        self.rank, self.world_size = find_rank(rank, world_size)
+        check_count("rank", self.rank, 0)
+        check_count("world_size", self.world_size, 1)
+        check_place(self.rank, self.world_size, uneven, shape.lanes if shape.shuffle else None)
+        self.source, self.converter, self.shape = source, converter, shape
+        self.batch_size, self.drop_last, self.uneven = batch_size, drop_last, uneven
+        self._filter = None if filter is None else str(filter)
+
+    @property
+    def binding(self) -> Binding:
+        """What resume states are bound to."""
+        return Binding(
+            dataset_id=self.source.dataset_id,
+            core_digest=self.source.core_digest,
+            columns=tuple(self.source.schema.names),
+            filter=self._filter,
+            missing_keys=self.source.missing_keys,
+            shuffle=self.shape.shuffle,
+            seed=self.shape.seed,
+            lanes=self.shape.lanes if self.shape.shuffle else 0,
+            window=self.shape.window if self.shape.shuffle else 0,
+            uneven=self.uneven,
+        )
+
+    def parse(self, state: Mapping[str, Any]) -> LoaderState:
+        """A state that fits this feed. Raises `ConfigError` `resume-state`."""
+        parsed = parse_state(state)
+        parsed.check(self.binding)
+        return parsed
+
+    def session(
+        self, epoch: int, state: LoaderState | None = None, *, worker: int = 0, workers: int = 1
+    ) -> Session:
+        """An epoch from its beginning, or what `state` leaves of it, for a worker process of this rank."""
+        return Session(self, epoch, state, Place(self.rank, self.world_size, worker, workers))
+
+
+class Session:
+    """One run through an epoch, or what a resume state left of it."""
+
+    def __init__(self, feed: Feed, epoch: int, state: LoaderState | None, place: Place) -> None:
+        self._feed, self.epoch = feed, epoch
+        source = feed.source
+        left = state.left if state is not None else None
+        self._order: Order | None = None
+        self._share: LaneShare | RangeShare
+        if feed.shape.shuffle:
+            self._order = Order(source.core_digest, source.rows, source.sizes, feed.shape, epoch)
+            self._share = LaneShare(place, self._order.lengths, left, feed.uneven)
+        else:
+            self._share = RangeShare(place, sum(source.rows), left, feed.uneven)
+        if state is not None and not set(self._share.relies_on) <= set(state.exact):
+            raise ConfigError(
+                "the resume state is that of one worker process, and this loader needs those of all",
+                hint="encpipe.torch.merge_states makes one out of them",
+                code="resume-state",
+            )
+        self._over = state is not None and state.finished
+        self.batches = 0 if self._over else self._share.batches(feed.batch_size, drop_last=feed.drop_last)
+        """How many batches there are in all."""
+        self.given = 0
+        self.meter = Meter(epoch)
+
+    def run(
+        self,
+        *,
+        threads: int,
+        prefetch: int,
+        move: Callable[[Values], Values] | None = None,
+    ) -> Generator[Batch, None, None]:
+        """The batches. A batch counts as given as soon as it is handed out."""
+        feed = self._feed
+        plan = Plan(
+            feed.source,
+            feed.converter,
+            self._share,
+            self._order,
+            feed.batch_size,
+            self.batches,
+            threads,
+            prefetch,
+            move,
+        )
+        self.meter.begin()
+        left = self._share.rows
+        for batch in batches(plan, self.meter):
+            self.given += 1
+            rows = min(feed.batch_size, left)
+            left -= rows
+            self.meter.gave(rows)
+            yield batch
+
+    def state(self) -> LoaderState:
+        """Where the epoch stands after the batches that were given."""
+        return LoaderState(
+            binding=self._feed.binding,
+            generation=self._feed.source.generation,
+            epoch=self.epoch,
+            left=self._share.after(min(self.given * self._feed.batch_size, self._share.rows)),
+            exact=self._share.exact,
+            finished=self.given >= self.batches,
+        )
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise `ConfigError` unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} is {value!r}: it is a whole number, at least {least}")
+
+
+def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """What was given, else what `torch.distributed` or its launcher says (`RANK`, `WORLD_SIZE`), else one."""
+    if (rank is None) != (world_size is None):
+        raise ConfigError("rank and world_size go together", hint="pass both, or neither")
+    if rank is not None and world_size is not None:
+        return rank, world_size
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    texts = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if all(text.isdecimal() for text in texts):
+        return int(texts[0]), int(texts[1])
+    return 0, 1
