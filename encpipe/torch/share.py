@@ -120,7 +120,7 @@ class LaneShare(Share):
 
 
 class RangeShare(Share):
-    """A place of an epoch in the dataset's own order of `total` rows: one part of as many as there are places."""
+    """A place of an epoch in the dataset's own order of `total` rows: one of as many parts as places."""
 
     def __init__(self, place: Place, total: int, left: Parts | None, uneven: Uneven) -> None:
         if left is not None:

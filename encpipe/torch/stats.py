@@ -21,8 +21,9 @@ class Stats:
     `bytes` are those of the encrypted row groups that were read, estimated from file sizes (all columns);
     `seconds` go from the first batch asked for to the last one given. `wait_seconds` is what the training
     loop waited for batches; `read_seconds` and `convert_seconds` are spent by all reader threads together,
-    on fetching, decrypting and decoding, and on making tensors. `decrypt_share` is the part of both that AES-256-GCM takes
-    at the speed that one core was measured at: an estimate, since decoding decrypts as it goes.
+    on fetching, decrypting and decoding, and on making tensors. `decrypt_share` is the part of both that
+    AES-256-GCM takes at the speed that one core was measured at: an estimate, since decoding decrypts as it
+    goes.
     """
 
     epoch: int
