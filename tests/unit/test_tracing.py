@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,7 @@ LEAKS = {
 def test_a_leak_is_caught(judged: Judged, way: str) -> None:
     leaks = judged(LEAKS[way], shared_memory=True).leaks
     assert {leak.call for leak in leaks} == {way.split()[0]}
-    assert way == "io_uring_setup" or any("/out" in leak.place for leak in leaks)
+    assert way == "io_uring_setup" or any(re.search("(^|/)out", leak.place) for leak in leaks)
 
 
 @pytest.mark.parametrize(
