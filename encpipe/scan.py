@@ -6,14 +6,17 @@ row groups are in memory. Threads and file handles end with the iteration, also 
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from encpipe.rowgroups import Plan, RowGroups
+
+Result = TypeVar("Result")
 
 
 class Scan:
@@ -33,17 +36,22 @@ class Scan:
 
     def tables(self) -> Generator[pa.Table, None, None]:
         """One table for each row group that has rows left, in file order."""
+        with contextlib.closing(self._each(RowGroups.read)) as tables:
+            yield from filter(len, tables)
+
+    def _each(self, work: Callable[[RowGroups, int], Result]) -> Generator[Result, None, None]:
+        """What `work` makes of each row group that is not ruled out, in file order."""
         threads = self._plan.threads
-        window: deque[Future[pa.Table]] = deque()
+        window: deque[Future[Result]] = deque()
         with RowGroups(self._plan, open_files=threads) as groups:
             pool = ThreadPoolExecutor(threads, thread_name_prefix="encpipe-scan")
             try:
                 for index in self._indices(groups, pool):
-                    window.append(pool.submit(groups.read, index))
+                    window.append(pool.submit(work, groups, index))
                     if len(window) > threads + 1:
-                        yield from _with_rows(window.popleft().result())
+                        yield window.popleft().result()
                 while window:
-                    yield from _with_rows(window.popleft().result())
+                    yield window.popleft().result()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
                 window.clear()
@@ -78,12 +86,7 @@ class Scan:
         """How many rows this gives. Without a filter no file is opened."""
         if self._plan.filter is None:
             return sum(entry.rows for entry in self._plan.files)
-        return sum(len(table) for table in self.tables())
+        return sum(self._each(RowGroups.count))
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         return self.to_reader().__arrow_c_stream__(requested_schema)
-
-
-def _with_rows(table: pa.Table) -> Iterator[pa.Table]:
-    if len(table):
-        yield table

@@ -74,6 +74,11 @@ class SealedFile:
             raise
         return Handle(self, client, reader, source)
 
+    def ask_keys(self, leaves: Sequence[str]) -> None:
+        """Raise what the keys raise if a KEK that these leaves or the footer fall under is refused by now."""
+        for name in sorted({self.layout.footer_key, *map(self.layout.columns.__getitem__, leaves)}):
+            self.keys.kek(self.layout.keks[name])
+
     def _check(self, client: UnwrappingClient, reader: pq.ParquetFile) -> None:
         with translated(self.entry, client):
             metadata = reader.metadata
@@ -120,12 +125,16 @@ class Handle:
     def read(self, row_group: int, leaves: Sequence[str]) -> pa.Table:
         """The given leaves of a row group, top-level columns in file order.
 
-        The KEKs of all leaves must have been unwrapped before. Raises `IntegrityError`, `StorageError`.
+        The KEKs of all leaves must have been unwrapped before; one past its age is asked for again, though
+        the handle holds the DEKs. Raises `IntegrityError`, `StorageError`, or what the keys raise.
         """
         entry, client = self._file.entry, self.client
+        self._file.ask_keys(leaves)
         client.start_read()
         with translated(entry, client):
             table = self._reader.read_row_group(row_group, columns=list(leaves), use_threads=False)
+            if self._file.pre_buffer:  # else the reader keeps the bytes it fetched until its next read
+                self._reader.read_row_groups([], columns=[], use_threads=False)
         if entry.row_groups[row_group]:
             self._check_asked(leaves)
         if len(table) != entry.row_groups[row_group]:
