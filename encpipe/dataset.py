@@ -7,14 +7,13 @@ decrypted that is not asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
-from encpipe.access import AnyPath, open_access
+from encpipe.access import Access, AnyPath, open_access
 from encpipe.config import Config
 from encpipe.errors import (
     ConfigError,
@@ -25,11 +24,12 @@ from encpipe.errors import (
     UntrustedKeyError,
 )
 from encpipe.filelist import FileEntry
+from encpipe.handover import OpenDataset
 from encpipe.kms.registry import MasterKeys
 from encpipe.parquet import Layout, SealedFile
 from encpipe.pins import Pins, PinStore
 from encpipe.policy import Policy
-from encpipe.projection import OnMissingKey, Projection, columns_of, filter_columns
+from encpipe.projection import Columns, OnMissingKey, Projection, columns_of, filter_columns
 from encpipe.rowgroups import Plan
 from encpipe.scan import Scan
 from encpipe.state import MANIFEST_PATH, State, load_state
@@ -90,26 +90,64 @@ def open_dataset(
         state.keys.kek(state.view.core.active(name).id)
     if pin_store is not None:
         PinStore(pin_store).check_and_record(access.storage.url, state.manifest)
-    return Dataset(access.storage, state, on_missing_key)
+    return Dataset(access, state, on_missing_key)
 
 
 class Dataset:
     """An open dataset: one generation, for as long as this object lives. Safe to use from several threads.
 
     Also an Arrow stream (`__arrow_c_stream__`), so that DuckDB, Polars and pandas take it directly.
+
+    Works on in a forked child, with the keys that are held at the fork. May be pickled: the pickle holds no
+    key (see `MasterKeys` and `Access` for what it refuses), and the other process opens exactly this
+    generation on first use, with the same columns missing; one whose key is refused only there is an error.
+    A copy, deep or not, shares the keys and is to be closed by itself.
     """
 
-    def __init__(self, storage: Storage, state: State, on_missing_key: OnMissingKey = "error") -> None:
+    def __init__(self, access: Access, state: State, on_missing_key: OnMissingKey = "error") -> None:
         if on_missing_key not in ("error", "skip", "null"):
             raise ConfigError(
                 f"on_missing_key is {on_missing_key!r}: it is error, skip or null",
                 hint='on_missing_key="error", "skip" or "null"',
             )
-        self._storage = storage
-        self._state = state
-        self._columns = columns_of(state.files, state.view.core.key_names)
-        self._schema = self._columns.schema
+        self._open = OpenDataset.of(access, state)
+        self._made: Columns | None = None
+        self._missing: Mapping[str, OnMissingKey] = {}
         self._missing = self._decide(on_missing_key)
+
+    @classmethod
+    def _of(cls, opened: OpenDataset, missing: Mapping[str, OnMissingKey]) -> Dataset:
+        made = cls.__new__(cls)
+        made._open, made._made, made._missing = opened, None, missing
+        return made
+
+    def __reduce__(self) -> tuple[Callable[..., Dataset], tuple[Any, ...]]:
+        return Dataset._of, (self._open, self._missing)
+
+    def __copy__(self) -> Dataset:
+        return self._of(self._open.copy(), self._missing)
+
+    def __deepcopy__(self, memo: object) -> Dataset:
+        return self.__copy__()
+
+    @property
+    def _storage(self) -> Storage:
+        return self._open.storage
+
+    @property
+    def _state(self) -> State:
+        return self._open.state
+
+    @property
+    def _columns(self) -> Columns:
+        if self._made is None:  # twice does no harm, and a lock might stay locked in a forked child
+            state = self._state
+            self._made = columns_of(state.files, state.view.core.key_names)
+        return self._made
+
+    @property
+    def _schema(self) -> pa.Schema:
+        return self._columns.schema
 
     def _decide(self, outcome: OnMissingKey) -> dict[str, OnMissingKey]:
         if outcome == "error":
@@ -122,7 +160,7 @@ class Dataset:
                 missing[name] = outcome
         return missing
 
-    @cached_property
+    @property
     def schema(self) -> pa.Schema:
         """The schema of the rows that a scan of all columns gives."""
         return self._columns.project(None, missing=self._missing).schema
@@ -174,7 +212,7 @@ class Dataset:
 
     @property
     def kms_calls(self) -> int:
-        """KMS calls that gave a key so far: at most one for each key name."""
+        """KMS calls of this process that gave a key so far: at most one for each key name."""
         return self._state.keys.unwraps
 
     def scan(
@@ -242,7 +280,7 @@ class Dataset:
         for name in sorted(self._columns.key_names(leaves)):
             self._state.keys.kek(core.active(name).id)
 
-    @cached_property
+    @property
     def _layout(self) -> Layout:
         return self._state.layout
 
@@ -353,6 +391,8 @@ class Dataset:
         self.close()
 
     def __repr__(self) -> str:
+        if not self._open.loaded:
+            return f"Dataset({self.url!r}, not used yet in this process)"
         return f"Dataset({self.url!r}, generation {self.generation}, {self.num_rows} rows)"
 
 

@@ -30,6 +30,7 @@ from encpipe.errors import (
 )
 from encpipe.keys import ID_BYTES, KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey
 from encpipe.manifest import KekRecord
+from encpipe.perprocess import PerProcess
 
 _DEK_WRAP_VERSION: Final = b"\x01"
 _HEADER_BYTES: Final = 1 + ID_BYTES
@@ -126,14 +127,33 @@ class _Held:
         self.flights = 0
         self.failure: tuple[Callable[..., EncpipeError], tuple[Any, ...]] | None = None
 
+    def inherited(self) -> _Held:
+        """For a forked child: the KEK as old as it is, and a lock that no thread of the parent holds."""
+        made = _Held(self.record)
+        made.kek, made.since, made.not_before = self.kek, self.since, self.not_before
+        return made
+
+
+class _Process:
+    """What one process holds and counts."""
+
+    def __init__(self, held: Mapping[str, _Held]) -> None:
+        self.held = held
+        self.count = threading.Lock()
+        self.unwraps = 0
+        self.refusals = 0
+
+    def inherited(self) -> _Process:
+        return _Process({kek_id: held.inherited() for kek_id, held in self.held.items()})
+
 
 class DatasetKeys:
     """The KEKs of one dataset, unwrapped when needed and kept as long as this object lives.
 
     With `max_age` (seconds) a KEK is asked for again after that time: a denial then stops the reader, an
     outage is bridged for `grace` seconds more. `check` is called with every KEK before it is used. Threads
-    that wait for an unwrap share its outcome, failures too.
-    `unwraps` counts KMS calls that gave a KEK, `refusals` those that did not.
+    that wait for an unwrap share its outcome, failures too. A forked child goes on with the KEKs that were
+    held at the fork.
     """
 
     def __init__(
@@ -149,16 +169,29 @@ class DatasetKeys:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._dataset_id = dataset_id
-        self._held = {record.id: _Held(record) for record in records}
+        self._process = PerProcess(
+            _Process({record.id: _Held(record) for record in records}), _Process.inherited
+        )
         self._wrappings = wrappings
         self._master_keys = master_keys
         self._check = check
-        self._max_age = max_age
-        self._grace = grace
+        self.max_age = max_age
+        self.grace = grace
         self._clock = clock
-        self._count = threading.Lock()
-        self.unwraps = 0
-        self.refusals = 0
+
+    @property
+    def _held(self) -> Mapping[str, _Held]:
+        return self._process.get().held
+
+    @property
+    def unwraps(self) -> int:
+        """KMS calls of this process that gave a KEK."""
+        return self._process.get().unwraps
+
+    @property
+    def refusals(self) -> int:
+        """KMS calls of this process that gave none."""
+        return self._process.get().refusals
 
     def put(self, kek_id: str, kek: Secret) -> None:
         """Hold a KEK that was made here, so that it need not be unwrapped."""
@@ -188,7 +221,7 @@ class DatasetKeys:
 
     def _is_due(self, held: _Held) -> bool:
         now = self._clock()
-        return self._max_age is not None and now - held.since > self._max_age and now >= held.not_before
+        return self.max_age is not None and now - held.since > self.max_age and now >= held.not_before
 
     def _ask(self, held: _Held) -> None:
         held.failure = None
@@ -206,7 +239,7 @@ class DatasetKeys:
 
     def _bridge(self, held: _Held) -> bool:
         """Whether a KEK past its age may serve on in an outage, and until when it is not asked for again."""
-        now, end = self._clock(), held.since + (self._max_age or 0.0) + self._grace
+        now, end = self._clock(), held.since + (self.max_age or 0.0) + self.grace
         held.not_before = min(now + RENEWAL_PAUSE_SECONDS, end)
         return now <= end
 
@@ -230,6 +263,7 @@ class DatasetKeys:
 
     def _try(self, record: KekRecord, wrapped: WrappedKey) -> Secret:
         context = KeyContext(self._dataset_id, record.key_name, record.id)
+        process = self._process.get()
         master = self._master_keys.get(wrapped.master_key, key_name=record.key_name)
         try:
             kek = master.unwrap(wrapped, aad=context)
@@ -237,11 +271,11 @@ class DatasetKeys:
                 raise UnwrapError(f"a wrapping of key name {record.key_name!r} holds no 256-bit key")
             self._check(record.id, kek)
         except EncpipeError:
-            with self._count:
-                self.refusals += 1
+            with process.count:
+                process.refusals += 1
             raise
-        with self._count:
-            self.unwraps += 1
+        with process.count:
+            process.unwraps += 1
         return kek
 
 

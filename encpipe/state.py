@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from encpipe import aead, filelist, manifest
-from encpipe.errors import ManifestError, StorageError
+from encpipe.errors import (
+    KmsError,
+    KmsUnavailableError,
+    ManifestError,
+    StaleDatasetError,
+    StorageError,
+    UntrustedKeyError,
+)
 from encpipe.filelist import FileList
 from encpipe.keyring import DatasetKeys
 from encpipe.keys import Secret
@@ -91,10 +98,73 @@ def _load(
     view = found.head if generation is None else found.generation(generation)
     if pins is not None:
         pins.check(found, view)
+    return _checked(storage, master_keys, data, found, view, max_key_age, key_grace)
+
+
+def _checked(
+    storage: Storage,
+    master_keys: MasterKeys,
+    data: bytes,
+    found: Manifest,
+    view: TaggedCore,
+    max_key_age: float | None,
+    key_grace: float,
+) -> State:
     keys = dataset_keys(found, view, master_keys, max_age=max_key_age, grace=key_grace)
     found.check_all(keys.kek(found.core.footer_kek.id))
     footer_kek = keys.kek(view.core.footer_kek.id)
     return State(found, view, read_list(storage, view, footer_kek), keys, data)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A generation that was open before: the manifest's bytes, the core's digest. Nothing in it is secret."""
+
+    manifest_bytes: bytes = field(repr=False)
+    core_digest: str
+    max_key_age: float | None
+    key_grace: float
+
+    @classmethod
+    def of(cls, state: State) -> Known:
+        """What is needed to load `state` again."""
+        return cls(state.manifest_bytes, state.view.digest, state.keys.max_age, state.keys.grace)
+
+
+def load_known(storage: Storage, master_keys: MasterKeys, known: Known) -> State:
+    """Load exactly this generation again, also when newer ones were committed. Everything is checked anew.
+
+    The manifest is read from the storage only where the known one's footer key is refused, since a re-wrap
+    may have replaced the wrapping. Raises `StaleDatasetError` when the generation was removed, and what
+    `load_state` raises.
+    """
+    found = manifest.parse(known.manifest_bytes)
+    view = _view(found, known)
+    if view is None:
+        raise StaleDatasetError("the handle of a dataset does not fit itself", hint="open the dataset anew")
+    settings = known.max_key_age, known.key_grace
+    try:
+        return _checked(storage, master_keys, known.manifest_bytes, found, view, *settings)
+    except (KmsError, UntrustedKeyError) as error:
+        if isinstance(error, KmsUnavailableError):
+            raise
+        data, newer = read_manifest(storage)
+        if data == known.manifest_bytes or (view := _view(newer, known)) is None:
+            raise
+        Pins(found.core.dataset_id, min_revision=found.revision).check(newer, view)
+        return _checked(storage, master_keys, data, newer, view, *settings)
+    except ManifestError as error:
+        if error.code != "file-missing" or _view(read_manifest(storage)[1], known) is not None:
+            raise
+        raise StaleDatasetError(
+            f"generation {view.core.generation} of {storage.url} is gone: gc removed it, or the dataset was "
+            "written anew",
+            hint="open the dataset again, for the generation that is there now",
+        ) from None
+
+
+def _view(found: Manifest, known: Known) -> TaggedCore | None:
+    return next((t for t in (found.head, *found.retained) if t.digest == known.core_digest), None)
 
 
 def dataset_keys(

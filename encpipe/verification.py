@@ -95,7 +95,7 @@ def verify_dataset(
     state = load_state(access.storage, access.master_keys, pins=pins)
     unchecked = _try_keys(state)
     older, problems = _older(access, state)
-    jobs = list(_jobs(access.storage, (state, *older), deep))
+    jobs = list(_jobs(access, (state, *older), deep))
     tally = Tally(len(jobs), sum(entry.size for _, entry in jobs), progress)
     with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="encpipe-verify") as pool:
         found = pool.map(lambda job: job[0].one(job[1], tally), jobs)
@@ -134,11 +134,11 @@ def _older(access: Access, state: State) -> tuple[list[State], list[Problem]]:
     return older, problems
 
 
-def _jobs(storage: Storage, states: Iterable[State], deep: bool) -> Iterator[tuple[_FileCheck, FileEntry]]:
+def _jobs(access: Access, states: Iterable[State], deep: bool) -> Iterator[tuple[_FileCheck, FileEntry]]:
     """Every file once, to be checked as a file of the newest generation that has it."""
     seen: set[str] = set()
     for state in states:
-        check = _FileCheck(Dataset(storage, state, "skip"), storage, deep)
+        check = _FileCheck(Dataset(access, state, "skip"), access.storage, deep)
         for entry in state.files.files:
             if entry.path not in seen:
                 seen.add(entry.path)

@@ -25,6 +25,7 @@ from encpipe.kms.keyringfile import KeyringFile
 from encpipe.kms.keyringformat import Protection, SealedKeyring
 from encpipe.kms.keyringkeys import ENV_KEY_NAME, Keyring, KeyVersion
 from encpipe.kms.unlock import EnvironmentKey, parse_unlock
+from encpipe.perprocess import PerProcess
 
 SCHEME: Final = "local"
 _WRAP_VERSION: Final = b"\x01"
@@ -33,13 +34,31 @@ WRAPPED_BYTES: Final = _HEAD_BYTES + aead.SEAL_OVERHEAD + KEY_BYTES
 _HANDOVER_VERSION: Final = b"\x01"
 
 
+class _Unlocked:
+    """What one process knows of the root key: received from its parent, found, or being found."""
+
+    def __init__(self, *, received: Secret | None = None, found: _Found | None = None) -> None:
+        self.lock = threading.Lock()
+        self.flight: tuple[Protection | None, Future[Secret]] | None = None
+        self.received = received
+        self.found = found
+
+    def inherited(self) -> _Unlocked:
+        """For a forked child: no unlock of the parent is under way there."""
+        return _Unlocked(received=self.received, found=self.found)
+
+
+_Found = tuple[Protection | None, Secret]
+"""The root key with the protection it is for; None for the environment's key."""
+
+
 class LocalKms:
     """The local keyring as a key service.
 
     The passphrase or key file is read on the first wrap or unwrap, once per process however many threads ask,
     and Argon2id runs once. The file itself is read each time, so a key made or rotated by another process is
     seen. With `keyring.unlock = "key-env:NAME"` there is no file: the variable holds the one master key,
-    `local:env`, version 1.
+    `local:env`, version 1. A forked child stays unlocked.
     """
 
     def __init__(self, settings: KmsSettings) -> None:
@@ -54,9 +73,7 @@ class LocalKms:
         self._file = (
             None if self._env_key else KeyringFile.from_config(settings.keyring, settings.ask_passphrase)
         )
-        self._lock = threading.Lock()
-        self._flight: tuple[Protection | None, Future[Secret]] | None = None
-        self._received: Secret | None = None
+        self._process = PerProcess(_Unlocked(), _Unlocked.inherited)
 
     def __repr__(self) -> str:
         where = str(self._file.path) if self._file else "environment key"
@@ -89,6 +106,12 @@ class LocalKms:
                 return False
             raise
 
+    @property
+    def unlocked(self) -> bool:
+        """Whether this process has unlocked the keyring, or was handed it unlocked."""
+        process = self._process.get()
+        return process.received is not None or process.found is not None
+
     def send_unlocked(self, fd: int) -> None:
         """Write what unlocks the keyring to a pipe, for `receive_unlocked` in a child process.
 
@@ -108,7 +131,7 @@ class LocalKms:
                 "the parent process did not hand over the unlocked keyring",
                 hint='set keyring.unlock to "env:NAME", "file:PATH" or "key-file:PATH"',
             )
-        self._received = Secret(message[1:])
+        self._process.get().received = Secret(message[1:])
 
     def open_keyring(self) -> Keyring:
         """The master keys as they stand in the file now."""
@@ -120,28 +143,39 @@ class LocalKms:
 
     def _root(self, sealed: SealedKeyring | None) -> Secret:
         """The root key for this file (or the environment's key): found once, waited for by all threads."""
-        if self._received is not None:
-            return self._received
+        process = self._process.get()
+        if process.received is not None:
+            return process.received
         protection = sealed.protection if sealed else None
-        with self._lock:
-            if self._flight is not None and self._flight[0] == protection:
-                found, mine = self._flight[1], False
-            else:
-                found, mine = Future(), True
-                self._flight = (protection, found)
+        with process.lock:
+            if process.found is not None and process.found[0] == protection:
+                return process.found[1]
+            mine = process.flight is None or process.flight[0] != protection
+            if mine:
+                process.flight = (protection, Future())
+            assert process.flight is not None
+            flight = process.flight[1]
         if mine:
-            self._find_root(sealed, found)
-        return found.result()
+            self._find_root(process, sealed, flight)
+        return flight.result()
 
-    def _find_root(self, sealed: SealedKeyring | None, found: Future[Secret]) -> None:
-        """Settle `found`. A failure is told to those who wait now; the next call tries again."""
+    def _find_root(self, process: _Unlocked, sealed: SealedKeyring | None, flight: Future[Secret]) -> None:
+        """Settle `flight`. A failure is told to those who wait now; the next call tries again."""
+        root: Secret | None = None
+        failure: BaseException | None = None
         try:
-            found.set_result(self._unlock(sealed))
+            root = self._unlock(sealed)
         except BaseException as error:  # noqa: BLE001 - whatever ends us, also Ctrl-C, must end those who wait
-            with self._lock:
-                if self._flight is not None and self._flight[1] is found:
-                    self._flight = None
-            found.set_exception(error)
+            failure = error
+        with process.lock:
+            if root is not None:
+                process.found = (sealed.protection if sealed else None, root)
+            if process.flight is not None and process.flight[1] is flight:
+                process.flight = None
+        if root is not None:
+            flight.set_result(root)
+        else:
+            flight.set_exception(failure)
 
     def _unlock(self, sealed: SealedKeyring | None) -> Secret:
         if self._env_key is not None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from encpipe.config import Config
-from encpipe.errors import ConfigError, UntrustedKeyError
+from encpipe.errors import ConfigError, EncpipeError, UntrustedKeyError
 from encpipe.keys import KEY_NAME, MasterKey
 from encpipe.kms.base import AskPassphrase, Kms, KmsSettings
+from encpipe.perprocess import PerProcess
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -22,6 +23,17 @@ BACKENDS: Final[Mapping[str, str]] = {
 """URI scheme -> module:class. Third parties register under the entry point group `encpipe.kms`."""
 
 
+class _Services:
+    """The back ends of one process, by scheme. A forked child goes on with those that were loaded."""
+
+    def __init__(self, loaded: Mapping[str, Kms]) -> None:
+        self.loaded = dict(loaded)
+        self.lock = threading.Lock()
+
+    def inherited(self) -> _Services:
+        return _Services(self.loaded)
+
+
 class MasterKeys:
     """The master keys a configuration gives access to.
 
@@ -30,6 +42,12 @@ class MasterKeys:
     `UntrustedKeyError` before anything is sent, or a back end even loaded. So who may only wrap under the
     key of one key name cannot forge what another key name protects. `extra` adds ready back ends by scheme,
     for tests and for embedding programs; what they hold still has to be trusted.
+
+    Works on in a forked child. A pickle carries the configuration, and never a key or a passphrase: the other
+    process makes its own back ends. Nobody is asked for a passphrase there; where the pickle starts a process
+    (`multiprocessing.Process`, `DataLoader` workers) and the local keyring is unlocked, it is handed over
+    through a pipe. A back end in `extra` goes into the pickle only if its class defines `__reduce__`, and
+    so says itself how it leaves its keys out; with any other, pickling raises `EncpipeError` `unsupported`.
     """
 
     def __init__(
@@ -42,9 +60,28 @@ class MasterKeys:
         self.config = config
         _check_tables(config, extra or {})
         self._ask_passphrase = ask_passphrase
-        self._services: dict[str, Kms] = dict(extra or {})
-        self._may_vouch = {"local", *self._services}
-        self._lock = threading.Lock()
+        self._extra = dict(extra or {})
+        self._may_vouch = {"local", *self._extra}
+        self._process = PerProcess(_Services(self._extra), _Services.inherited)
+
+    def __reduce__(self) -> tuple[Callable[..., MasterKeys], tuple[Any, ...]]:
+        for scheme, kms in self._extra.items():
+            if type(kms).__reduce__ is object.__reduce__:
+                raise EncpipeError(
+                    f"the key service {scheme!r} was given to MasterKeys ready made, and goes into no pickle",
+                    hint="name its keys in the configuration (config=) instead of passing master_keys=, use "
+                    "forked processes, or define __reduce__ in its class, without any key",
+                    code="unsupported",
+                )
+        return _in_another_process, (self.config, self._extra, self._handed_over())
+
+    def _handed_over(self) -> Any:
+        local = self._process.get().loaded.get("local")
+        if local is None:
+            return None
+        from encpipe.kms.handover import hand_over
+
+        return hand_over(local)
 
     def for_key_name(self, key_name: str) -> tuple[MasterKey, ...]:
         """The master keys that the configuration gives a key name; the first wraps, all may open.
@@ -82,10 +119,11 @@ class MasterKeys:
         return (*self.config.trust.master_keys, *self.config.keys.get(key_name, ()))
 
     def _service(self, scheme: str) -> Kms:
-        with self._lock:
-            if scheme not in self._services:
-                self._services[scheme] = self._load(scheme)
-            return self._services[scheme]
+        services = self._process.get()
+        with services.lock:
+            if scheme not in services.loaded:
+                services.loaded[scheme] = self._load(scheme)
+            return services.loaded[scheme]
 
     def _load(self, scheme: str) -> Kms:
         settings = KmsSettings(
@@ -105,6 +143,25 @@ class MasterKeys:
                 return third_party
         known = ", ".join(sorted(BACKENDS))
         raise ConfigError(f"no key service for the scheme {scheme[:40]!r}", hint=f"known schemes: {known}")
+
+
+def _in_another_process(config: Config, extra: Mapping[str, Kms], handed_over: Any) -> MasterKeys:
+    made = MasterKeys(config, ask_passphrase=_ask_nobody, extra=extra)
+    if handed_over is not None:
+        from encpipe.kms.handover import take_over
+
+        take_over(made._service("local"), handed_over)
+    return made
+
+
+def _ask_nobody(what: str) -> str:
+    raise ConfigError(
+        f"{what} is needed, and this process got its dataset in a pickle: it has nobody to ask",
+        hint="use the keyring before the process is started, so that it is handed over unlocked "
+        '(multiprocessing.Process, DataLoader workers), or set keyring.unlock to "env:NAME", "file:PATH" or '
+        '"key-file:PATH"',
+        code="config-missing",
+    )
 
 
 def _untrusted_hint(uri: str) -> str:

@@ -23,6 +23,7 @@ LAYERS = """
     fragments  projection
     stopped  writekeys
     sealing  commit  writereport
+    handover
     state  journal
     parquet  storage  sources  pins  access
     keyring
@@ -32,7 +33,7 @@ LAYERS = """
     aead
     guard
     keys
-    errors  machine
+    errors  machine  perprocess
 """
 """From what users touch down to what everything rests on. A new module gets its place here first."""
 
