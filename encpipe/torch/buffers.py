@@ -5,6 +5,7 @@ Everything heavy is NumPy with the interpreter lock released: torch would start 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from encpipe.torch.memory import MEMORY
 
 Order = npt.NDArray[np.int64]
 Anything = npt.NDArray[Any]
@@ -29,16 +32,21 @@ class _Scratch(threading.local):
 _SCRATCH = _Scratch()
 
 
-def scratch(rows: int, width: int, dtype: np.dtype[Any]) -> Anything:
-    """An array (rows, width) in memory of this thread, used until the next call; ends with the thread.
+def scratch(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Anything:
+    """An array in memory of this thread, used until the next call; ends with the thread.
 
     Rows are gathered from here: copied here first, a column lies in the cache, which makes its gather twice
     as fast; and no fresh memory has to be mapped in.
     """
-    size = rows * width * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     if len(_SCRATCH.memory) < size:
         _SCRATCH.memory = np.empty(size, np.uint8)
-    return _SCRATCH.memory[:size].view(dtype).reshape(rows, width)
+    return _SCRATCH.memory[:size].view(dtype).reshape(shape)
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Anything:
+    """A new array that may be written to, with anything in it."""
+    return MEMORY.empty(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
 
 def is_wide(width: int, dtype: np.dtype[Any]) -> bool:
@@ -57,7 +65,7 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any] | None:
 
 def gather(source: Anything, order: Order) -> torch.Tensor:
     """The rows of an array in that order, as a tensor of its own. Row numbers are not checked."""
-    out = np.empty((len(order), *source.shape[1:]), source.dtype)
+    out = empty((len(order), *source.shape[1:]), source.dtype)
     np.take(source, order, axis=0, out=out, mode="clip")  # without clip NumPy makes one more copy
     return torch.from_numpy(out)
 
@@ -67,7 +75,7 @@ def gather_wide(parts: Sequence[Anything], order: Order) -> torch.Tensor:
     if len(parts) == 1:
         return gather(parts[0], order)
     first = parts[0]
-    out = np.empty((len(order), *first.shape[1:]), first.dtype)
+    out = empty((len(order), *first.shape[1:]), first.dtype)
     rows = max(1, _BLOCK // max(1, first[:1].nbytes))
     starts = np.cumsum([0, *map(len, parts)])
     owner = np.searchsorted(starts, order, side="right") - 1

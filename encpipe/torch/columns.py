@@ -14,19 +14,19 @@ import pyarrow.compute as pc
 import torch
 
 from encpipe.torch import arrowrows
-from encpipe.torch.buffers import Order, gather, gather_wide, is_wide, numpy_dtype, scratch
+from encpipe.torch.buffers import Anything, Order, empty, gather, gather_wide, is_wide, numpy_dtype, scratch
 from encpipe.torch.leaves import (
     Conversion,
     Leaf,
     Nulls,
+    Part,
     fill,
     is_text,
     leaf_of,
-    mask_of,
     plain_text,
     refuse_nulls,
     unsupported,
-    values_of,
+    valid_of,
 )
 from encpipe.torch.values import Column, Values
 
@@ -117,38 +117,29 @@ class Dense:
         return math.prod(self.shape)
 
     def load(self, column: pa.ChunkedArray, order: Order | None) -> Values:
-        name, chunks = self.leaf.name, [self.plain(chunk) for chunk in column.chunks]
-        found: Values = {name: self._load(chunks, len(column), order)}
+        name, parts = self.leaf.name, [self.part(chunk) for chunk in column.chunks]
+        found: Values = {name: self._load(parts, len(column), order)}
         if self.masked:
-            found[mask_name(name)] = _mask(chunks, (len(column), *self.shape), order)
+            found[mask_name(name)] = _mask(parts, (len(column), *self.shape), order)
         return found
 
-    def plain(self, array: pa.Array) -> pa.Array:
-        """All numbers of the rows, one after the other, with the nulls there are."""
+    def part(self, array: pa.Array) -> Part:
+        """All numbers of the rows, one after the other."""
         for _ in self.shape:
             array = _elements(array)
-        return self.leaf.plain(array)
+        return self.leaf.part(self.leaf.plain(array))
 
-    def _load(self, chunks: Sequence[pa.Array], rows: int, order: Order | None) -> torch.Tensor:
-        as_it_is = self.target == _native(self.leaf) and not any(chunk.null_count for chunk in chunks)
+    def _load(self, parts: Sequence[Part], rows: int, order: Order | None) -> torch.Tensor:
+        shape = (rows, *self.shape)
+        as_it_lies = self.target == _native(self.leaf) and all(part.valid is None for part in parts)
         if order is None:
-            if as_it_is and len(chunks) == 1 and self.target != np.bool_:
+            if as_it_lies and len(parts) == 1 and self.target != np.bool_:
                 # not through NumPy, which shows Arrow's buffers as read-only: torch warns of those
-                return torch.from_dlpack(chunks[0]).reshape(rows, *self.shape)
-            made = np.empty((rows, *self.shape), self.target)
-            self._write(chunks, made.reshape(-1))
-            return torch.from_numpy(made)
-        if as_it_is and is_wide(self.width, self.target):
-            return gather_wide([values_of(chunk).reshape(-1, *self.shape) for chunk in chunks], order)
-        hot = scratch(rows, self.width, self.target)
-        self._write(chunks, hot.reshape(-1))
-        return gather(hot.reshape(rows, *self.shape), order)
-
-    def _write(self, chunks: Sequence[pa.Array], target: npt.NDArray[Any]) -> None:
-        at = 0
-        for chunk in chunks:
-            self.leaf.write(chunk, target[at : at + len(chunk)])
-            at += len(chunk)
+                return torch.from_dlpack(parts[0].array).reshape(shape)
+            return torch.from_numpy(_written(parts, empty(shape, self.target)))
+        if as_it_lies and is_wide(self.width, self.target):
+            return gather_wide([part.values.reshape(-1, *self.shape) for part in parts], order)
+        return gather(_written(parts, scratch(shape, self.target)), order)
 
     def finish(self, column: Column, cuts: Cuts) -> dict[str, Sequence[Any]]:
         assert isinstance(column, torch.Tensor)
@@ -163,11 +154,20 @@ def split(column: torch.Tensor, cuts: Cuts) -> Sequence[torch.Tensor]:
     return views
 
 
-def _mask(chunks: Sequence[pa.Array], shape: tuple[int, ...], order: Order | None) -> torch.Tensor:
+def _written(parts: Sequence[Part], target: Anything) -> Anything:
+    at, flat = 0, target.reshape(-1)
+    for part in parts:
+        part.write(flat[at : at + len(part.array)])
+        at += len(part.array)
+    return target
+
+
+def _mask(parts: Sequence[Part], shape: tuple[int, ...], order: Order | None) -> torch.Tensor:
     """True where there is a value; rows of `shape[1:]`."""
-    if not any(chunk.null_count for chunk in chunks):
+    if all(part.valid is None for part in parts):
         return torch.ones((shape[0] if order is None else len(order), *shape[1:]), dtype=torch.bool)
-    mask = np.concatenate([mask_of(chunk) for chunk in chunks]).reshape(shape)
+    masks = [part.mask() for part in parts]
+    mask = (masks[0] if len(masks) == 1 else np.concatenate(masks)).reshape(shape)
     return torch.from_numpy(mask) if order is None else gather(mask, order)
 
 
@@ -175,9 +175,9 @@ def _elements(array: pa.Array) -> pa.Array:
     """The elements of fixed-size lists; those of a null list are null."""
     size = array.type.list_size
     values = array.values.slice(array.offset * size, len(array) * size)
-    if array.null_count:
-        rows = np.repeat(mask_of(array), size)
-        values = pc.if_else(pa.array(rows), values, pa.scalar(None, values.type))
+    valid = valid_of(array)
+    if valid is not None:
+        values = pc.if_else(pa.array(np.repeat(valid, size)), values, pa.scalar(None, values.type))
     return values
 
 
@@ -208,7 +208,7 @@ class Text:
             objects = filled.to_numpy(zero_copy_only=False)
             found[self.name] = objects if order is None else objects.take(order)
         if self.masked:
-            found[mask_name(self.name)] = _mask([values], (len(values),), order)
+            found[mask_name(self.name)] = _mask([Part(values, valid_of(values))], (len(values),), order)
         return found
 
     def finish(self, column: Column, cuts: Cuts) -> dict[str, Sequence[Any]]:
@@ -264,7 +264,7 @@ class Ragged:
         packed = pa.LargeListArray.from_arrays(pa.array(lists * self._width), elements)
         found: Values = {name: packed if order is None else arrowrows.take(packed, order)}
         if self.masked:
-            found[mask_name(name)] = _mask([array], (len(array),), order)
+            found[mask_name(name)] = _mask([Part(array, valid_of(array))], (len(array),), order)
         return found
 
     def finish(self, column: Column, cuts: Cuts) -> dict[str, Sequence[Any]]:

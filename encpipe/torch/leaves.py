@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -75,6 +76,36 @@ class Conversion:
 
 
 @dataclass(frozen=True)
+class Part:
+    """An array, where it has a value (None: everywhere), and what takes the place of a null."""
+
+    array: pa.Array
+    valid: npt.NDArray[np.bool_] | None
+    filler: object = None
+
+    @cached_property
+    def values(self) -> Anything:
+        """The numbers as they lie in memory, whatever stands where there is none."""
+        return values_of(self.array)
+
+    @cached_property
+    def gaps(self) -> npt.NDArray[np.int64] | None:
+        """The numbers of the values that are null; None where there are none."""
+        return None if self.valid is None else np.flatnonzero(~self.valid)
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """True where there is a value."""
+        return np.ones(len(self.array), np.bool_) if self.valid is None else self.valid
+
+    def write(self, target: Anything) -> None:
+        """The values, of which there are as many as in `target`, cast to its type."""
+        with np.errstate(all="ignore"):  # what a cast cannot hold is the caller's wish
+            np.copyto(target, self.values, casting="unsafe")
+            if self.gaps is not None:
+                target[self.gaps] = self.filler
+
+
+@dataclass(frozen=True)
 class Leaf:
     """The innermost values of one column, and the rules for them."""
 
@@ -94,16 +125,12 @@ class Leaf:
             raise refuse_nulls(self.name)
         return values
 
-    def write(self, values: pa.Array, target: Anything) -> None:
-        """What `plain` gave, with nulls replaced and cast to the type of `target`, of any shape.
-
-        Raises `ConfigError` `nulls` for a number that cannot stand for nulls of this type.
-        """
-        with np.errstate(all="ignore"):  # what a cast cannot hold is the caller's wish
-            np.copyto(target, values_of(values).reshape(target.shape), casting="unsafe")
-            if values.null_count:
-                filler = filler_of(self.name, values.type, self.nulls).as_py()
-                np.copyto(target, filler, where=~mask_of(values).reshape(target.shape), casting="unsafe")
+    def part(self, values: pa.Array) -> Part:
+        """What `plain` gave, to be written. Raises `ConfigError` `nulls` for a number of another type."""
+        valid = valid_of(values)
+        if valid is None:
+            return Part(values, None)
+        return Part(values, valid, filler_of(self.name, values.type, self.nulls).as_py())
 
     def _plain(self, values: pa.Array) -> pa.Array:
         kind = values.type
@@ -172,6 +199,7 @@ def fill(name: str, values: pa.Array, nulls: Nulls) -> pa.Array:
     return pc.fill_null(values, filler_of(name, values.type, nulls))
 
 
+@cache
 def filler_of(name: str, kind: pa.DataType, nulls: Nulls) -> pa.Scalar:
     """What takes the place of nulls. Raises `ConfigError` `nulls` for a number that is no such value."""
     try:
@@ -209,14 +237,15 @@ def _unscaled(name: str, values: pa.Array) -> pa.Array:
     data: npt.NDArray[np.int64] = np.frombuffer(values.buffers()[1], np.int64)
     data = data.reshape(-1, words)[start : start + rows]
     low = np.ascontiguousarray(data[:, 0])
-    valid = values.is_valid().to_numpy(zero_copy_only=False)
-    if ((data[:, 1:] != (low >> 63)[:, None]).any(axis=1) & valid).any():
+    valid = valid_of(values)
+    beyond = (data[:, 1:] != (low >> 63)[:, None]).any(axis=1)
+    if (beyond if valid is None else beyond & valid).any():
         raise EncpipeError(
             f"column {name!r} has a {values.type} whose unscaled integer is beyond int64",
             hint='choose conversion=Conversion(decimals="float64"), which rounds',
             code="unsupported",
         )
-    return pa.array(low, mask=~valid if values.null_count else None)
+    return pa.array(low, mask=None if valid is None else ~valid)
 
 
 def values_of(values: pa.Array) -> Anything:
@@ -231,10 +260,10 @@ def values_of(values: pa.Array) -> Anything:
     return found
 
 
-def mask_of(values: pa.Array) -> npt.NDArray[np.bool_]:
-    """True where the array has a value."""
+def valid_of(values: pa.Array) -> npt.NDArray[np.bool_] | None:
+    """True where the array has a value; None where it has one everywhere."""
     if values.null_count == 0:
-        return np.ones(len(values), np.bool_)
+        return None
     return _bits(values.buffers()[0], values.offset, len(values)).view(np.bool_)
 
 

@@ -11,6 +11,7 @@ Nothing here writes into what it is given. `cut` gives views, `join` and `interl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -20,6 +21,7 @@ import pyarrow as pa
 import torch
 
 from encpipe.torch import arrowrows
+from encpipe.torch.memory import MEMORY
 
 Objects: TypeAlias = npt.NDArray[np.object_]
 Column: TypeAlias = "torch.Tensor | Objects | pa.Array"
@@ -51,7 +53,9 @@ def _join(columns: Sequence[Column]) -> Column:
     if isinstance(first, pa.Array):
         return arrowrows.concat(columns)
     if isinstance(first, torch.Tensor):
-        return torch.cat(list(columns))
+        made = _empty(first, sum(map(len, columns)))
+        np.concatenate([_opaque(column, 1) for column in columns], out=_opaque(made, 1))
+        return made
     return np.concatenate(columns)
 
 
@@ -79,7 +83,7 @@ def _interleave(columns: Sequence[Column], run: int) -> Column:
         for number, column in enumerate(columns):
             out[:, number] = column.reshape(-1, run)
         return out.reshape(-1)
-    made = torch.empty((count * rows, *first.shape[1:]), dtype=first.dtype)
+    made = _empty(first, count * rows)
     width = run * first.element_size() * (first[:1].numel() if rows else 0)
     if width:
         # runs of rows as opaque items: NumPy then moves each in one piece
@@ -87,6 +91,12 @@ def _interleave(columns: Sequence[Column], run: int) -> Column:
         for number, column in enumerate(columns):
             target[:, number] = _opaque(column, width)
     return made
+
+
+def _empty(like: torch.Tensor, rows: int) -> torch.Tensor:
+    shape = (rows, *like.shape[1:])
+    memory = torch.from_numpy(MEMORY.empty(math.prod(shape) * like.element_size()))
+    return memory.view(like.dtype).reshape(shape)
 
 
 def _opaque(tensor: torch.Tensor, width: int) -> npt.NDArray[np.void]:
