@@ -17,6 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 
 from encpipe.torch.conversion import Batch, Converter
@@ -86,14 +87,16 @@ def _ahead(chunks: Chunks, move: Callable[[Values], Values] | None, meter: Meter
 
 
 def _padded(loading: _Loading, rows: int, padding: int) -> Chunks:
-    last: Values = {}
+    again: Values = {}
     with closing(loading.chunks(rows)) as chunks:
         for chunk in chunks:
-            if padding:
-                last = cut(chunk, length(chunk) - 1, length(chunk))
+            rows -= length(chunk)
+            if padding and rows == 0:
+                tail = cut(chunk, length(chunk) - 1, length(chunk))
+                again = cut(join([tail] * (padding + 1)), 1, padding + 1)  # a copy: batches may be written to
             yield chunk
     if padding:
-        yield join([last] * padding)
+        yield again or loading.last_row(padding)
 
 
 def _cut_up(chunks: Iterable[Values], rows: int, converter: Converter) -> Iterator[Batch]:
@@ -151,6 +154,12 @@ class _Loading:
     def chunks(self, rows: int) -> Chunks:
         """The next `rows` rows of the owner."""
         return self._interleaved(rows) if self.interleaved else self._one_after_another(rows)
+
+    def last_row(self, times: int) -> Values:
+        """The last row of the dataset, so often: for a rank that has none of its own to give again."""
+        rows = self._plan.source.rows
+        last = max(row_group for row_group, count in enumerate(rows) if count)
+        return self._plan.converter.load(self._plan.source.read(last), np.full(times, rows[last] - 1))
 
     def _one_after_another(self, rows: int) -> Chunks:
         for number in range(len(self._tasks)):

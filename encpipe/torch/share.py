@@ -17,7 +17,7 @@ from encpipe.torch.order import RUN, advance
 
 Uneven: TypeAlias = Literal["drop", "pad"]
 """What makes ranks equally long where rows do not divide: leaving out the surplus, or giving a rank's last
-row again. With one rank nothing is left out and nothing given twice."""
+row again (the dataset's last, where it has none). With one rank nothing is left out, nothing given twice."""
 
 _UNEVEN: Final = get_args(Uneven)
 
@@ -52,7 +52,6 @@ class Share:
     """What one place gives of what is left, and what is left when all have given equally many rows.
 
     `left` are the rows of each place with this worker number, rank by rank: they give equally many.
-    Raises `ConfigError` where a rank has no row that could be given again.
     """
 
     def __init__(self, place: Place, left: Sequence[int], uneven: Uneven) -> None:
@@ -61,11 +60,6 @@ class Share:
         """How many rows this place gives."""
         self.padding = max(0, self.rows - left[place.rank])
         """How many of them are its last row once more."""
-        if self.padding and self.padding == self.rows:
-            raise ConfigError(
-                "a rank has no rows left to pad with: there are fewer rows than ranks",
-                hint='uneven="drop", or fewer ranks',
-            )
 
     def batches(self, batch_size: int, *, drop_last: bool) -> int:
         """How many batches this place gives."""
