@@ -44,16 +44,20 @@ import torch
 
 from encpipe.configtable import did_you_mean
 from encpipe.errors import ConfigError
-from encpipe.torch.buffers import Order
-from encpipe.torch.columns import Cuts, Kind, kind_of, split
-from encpipe.torch.leaves import Conversion, Nulls
+from encpipe.torch.buffers import Order, numpy_dtype
+from encpipe.torch.columns import Cuts, Dense, Kind, Text, native, split
+from encpipe.torch.leaves import Conversion, Nulls, is_text, leaf_of, unsupported
+from encpipe.torch.ragged import Ragged
 from encpipe.torch.stacks import Stack, stacks_of
-from encpipe.torch.values import Values, length
+from encpipe.torch.values import Column, Values, length
 
 __all__ = ["Batch", "Conversion", "Converter", "Nulls"]
 
 Batch: TypeAlias = dict[str, "torch.Tensor | list[Any] | pa.Array"]
 
+_CHOOSE = "choose other columns with columns=[...], or read it with encpipe.open_dataset"
+_FEW = 4
+"""Where this many times the rows asked for are there, they are taken before anything is converted."""
 _CAST_ROWS = 16_384
 """Numbers cast at once: torch starts threads of its own for more than 32,768."""
 
@@ -81,8 +85,8 @@ class Converter:
             )
         if not schema.names:
             raise ConfigError("no column is left to make tensors of", code="filter")
-        self._dtypes = conversion.dtypes
-        kinds = {field.name: kind_of(field, nulls, conversion) for field in schema}
+        self._dtypes = dict(conversion.dtypes)
+        kinds = {field.name: _kind(field, nulls, conversion) for field in schema}
         self._stacks = stacks_of(kinds, stack or {}, conversion.dtypes)
         stacked = {name for made in self._stacks for name in made.names}
         self._alone = {name: kind for name, kind in kinds.items() if name not in stacked}
@@ -115,6 +119,8 @@ class Converter:
         """
         if order is not None and len(order) and (order.min() < 0 or order.max() >= len(table)):
             raise IndexError(f"rows {order.min()} to {order.max()} of {len(table)} rows")
+        if order is not None and _FEW * len(order) < len(table):
+            table, order = table.take(pa.array(order)), None
         if order is not None:
             order = order.astype(np.int64, copy=False)  # else NumPy does so for every column
         values: Values = {}
@@ -138,6 +144,17 @@ class Converter:
         """All rows as one batch."""
         return self._batches(values, [(0, length(values))])[0]
 
+    def samples(self, values: Values) -> list[dict[str, Any]]:
+        """Each row by itself: numbers are tensors without a dimension, lists those of their own length."""
+        columns = {name: self._rows(name, column) for name, column in values.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _rows(self, name: str, column: Column) -> Sequence[Any]:
+        if isinstance(column, torch.Tensor):
+            return list(column.unbind())
+        rows, dtype = self._alone[name].rows(column), self._dtypes.get(name)
+        return rows if dtype is None else [row.to(dtype) for row in rows]
+
     def _batches(self, values: Values, cuts: Cuts) -> list[Batch]:
         columns: dict[str, Sequence[Any]] = {}
         for name, column in values.items():
@@ -157,3 +174,32 @@ def _cast(column: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     for start in range(0, len(flat), _CAST_ROWS):
         flat[start : start + _CAST_ROWS].copy_(source[start : start + _CAST_ROWS])
     return out
+
+
+def _kind(field: pa.Field, nulls: Nulls, conversion: Conversion) -> Kind:
+    """How the column is to be read. Raises `EncpipeError` `unsupported` where no tensor can hold it."""
+    masked = nulls == "mask" and field.nullable
+    if is_text(field.type):
+        return Text(field.name, masked, nulls, conversion.strings == "arrow")
+    inner = field.type
+    variable = _is_list(inner)
+    if variable:
+        if conversion.lists == "error":
+            raise unsupported(field.name, inner, 'conversion=Conversion(lists="offsets"), or "pad", reads it')
+        inner = inner.value_type
+    shape = []
+    while pa.types.is_fixed_size_list(inner):
+        shape.append(inner.list_size)
+        inner = inner.value_type
+    leaf = leaf_of(field.name, inner, nulls, conversion)
+    if leaf is None:
+        raise unsupported(field.name, field.type, _CHOOSE)
+    if variable:
+        return Ragged(leaf, tuple(shape), masked, conversion.lists == "pad")
+    wish = conversion.dtypes.get(field.name, leaf.dtype)
+    return Dense(leaf, tuple(shape), masked, numpy_dtype(wish) or native(leaf))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_large_list_view)
+    return any(test(kind) for test in tests)

@@ -21,6 +21,7 @@ import pyarrow as pa
 import torch
 
 from encpipe.torch import arrowrows
+from encpipe.torch.buffers import Order
 from encpipe.torch.memory import MEMORY
 
 Objects: TypeAlias = npt.NDArray[np.object_]
@@ -39,6 +40,23 @@ def cut(values: Mapping[str, Column], start: int, stop: int) -> Values:
         name: column.slice(start, stop - start) if isinstance(column, pa.Array) else column[start:stop]
         for name, column in values.items()
     }
+
+
+def take(values: Mapping[str, Column], order: Order) -> Values:
+    """The rows with those numbers, in that order, as copies. The numbers are not checked."""
+    return {name: _take(column, order) for name, column in values.items()}
+
+
+def _take(column: Column, order: Order) -> Column:
+    if isinstance(column, pa.Array):
+        return arrowrows.take(column, order)
+    if not isinstance(column, torch.Tensor):
+        return column.take(order)
+    made = _empty(column, len(order))
+    width = _row_bytes(column)
+    if width:
+        np.take(_opaque(column, width), order, out=_opaque(made, width), mode="clip")
+    return made
 
 
 def join(parts: Sequence[Mapping[str, Column]]) -> Values:
@@ -84,7 +102,7 @@ def _interleave(columns: Sequence[Column], run: int) -> Column:
             out[:, number] = column.reshape(-1, run)
         return out.reshape(-1)
     made = _empty(first, count * rows)
-    width = run * first.element_size() * (first[:1].numel() if rows else 0)
+    width = run * _row_bytes(first)
     if width:
         # runs of rows as opaque items: NumPy then moves each in one piece
         target = _opaque(made, width).reshape(-1, count)
@@ -97,6 +115,10 @@ def _empty(like: torch.Tensor, rows: int) -> torch.Tensor:
     shape = (rows, *like.shape[1:])
     memory = torch.from_numpy(MEMORY.empty(math.prod(shape) * like.element_size()))
     return memory.view(like.dtype).reshape(shape)
+
+
+def _row_bytes(tensor: torch.Tensor) -> int:
+    return int(tensor.element_size() * math.prod(tensor.shape[1:]))
 
 
 def _opaque(tensor: torch.Tensor, width: int) -> npt.NDArray[np.void]:
