@@ -6,6 +6,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, NoReturn, Unpack
 
@@ -179,15 +180,21 @@ class Loader:
         or order, and what `open_dataset` raises when its generation is gone.
         """
         parsed = parse_state(state)
-        if self._opened is not None and self._opened.at(parsed):
-            self._feed = self._make_feed(
-                ScanSource(self._opened.dataset, self._columns, self._filter, self._threads)
-            )
+        opened, theirs = self._opened, parsed.binding
+        comparable = replace(
+            self._feed.binding,
+            core_digest=theirs.core_digest,
+            columns=theirs.columns,
+            missing_keys=theirs.missing_keys,
+        )
+        parsed.check(comparable)  # what no generation changes, before another one is opened
+        if opened is not None and opened.at(parsed):
+            source = ScanSource(opened.dataset, self._columns, self._filter, self._threads)
+            self._feed = self._make_feed(source)
         parsed.check(self._feed.binding)
-        self._session = None
-        self._epoch = parsed.epoch + parsed.finished
-        self._state = None if parsed.finished else parsed
-        self._feed.session(self._epoch, self._state)  # refuses here what cannot be gone on with
+        epoch, left = parsed.epoch + parsed.finished, None if parsed.finished else parsed
+        self._feed.session(epoch, left)  # refuses what cannot be gone on with, and nothing has changed then
+        self._epoch, self._state, self._session = epoch, left, None
 
     def stats(self) -> Stats:
         """Figures of the epoch under way, or of the last one."""
