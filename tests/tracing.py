@@ -66,7 +66,18 @@ def run(
     if shutil.which("strace") is None:
         missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         missing("needs strace: make system-deps")
-    options = ["-f", "-qq", "-yy", "-s", str(shown), "-e", f"trace={','.join(TRACED)}", "-o", str(log)]
+    options = [
+        "-f",
+        "--seccomp-bpf",
+        "-qq",
+        "-yy",
+        "-s",
+        str(shown),
+        "-e",
+        f"trace={','.join(TRACED)}",
+        "-o",
+        str(log),
+    ]
     return subprocess.run(
         ["strace", *options, *argv], env=env, cwd=cwd, capture_output=True, text=True, check=False
     )
