@@ -17,7 +17,8 @@ from encpipe.guard import Guard
 from encpipe.torch import Loader
 
 CORE = "c" * 64
-ROW_BYTES = 100
+ROW_BYTES = 2000
+"""So large that lanes take turns by short runs (`encpipe.torch.order.RUN`): few rows are many rounds then."""
 
 
 def numbered(start: int, rows: int) -> pa.Table:

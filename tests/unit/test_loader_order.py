@@ -11,9 +11,19 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rowsource import CORE, MemorySource, ids, load, steps
+from rowsource import CORE, ROW_BYTES, MemorySource, ids, load, steps
 
-from encpipe.torch.order import BLOCK_ROWS, ORDER_VERSION, RUN, Order, Shape, advance, stretches
+from encpipe.torch.order import (
+    BLOCK_ROWS,
+    ORDER_VERSION,
+    RUN,
+    SMALL_ROW_BYTES,
+    SMALL_RUN,
+    Order,
+    Shape,
+    advance,
+    stretches,
+)
 
 SIZES = [40, 0, 1, 16, 40, 7, 23, 64, 3, 40]
 FROZEN_PERMUTATION = [19, 47, 39, 18, 9, 11, 50, 30, 26, 10, 34, 32, 14, 42, 41, 6]
@@ -56,7 +66,9 @@ FROZEN_ORDER = [
 row_groups = st.lists(st.sampled_from([0, 1, 2, 7, 8, 40, 100, 333]), min_size=1, max_size=30)
 
 
-def order(rows: Sequence[int], *, core: str = CORE, epoch: int = 0, size: int = 100, **shape: Any) -> Order:
+def order(
+    rows: Sequence[int], *, core: str = CORE, epoch: int = 0, size: int = ROW_BYTES, **shape: Any
+) -> Order:
     return Order(core, rows, [size * n for n in rows], Shape(True, **shape), epoch)
 
 
@@ -73,8 +85,8 @@ def stream(found: Order, rows: Sequence[int], lane: int) -> list[int]:
 def sequence(found: Order, rows: Sequence[int]) -> list[int]:
     """The row numbers of the epoch: runs of all lanes, round after round."""
     lanes = [stream(found, rows, lane) for lane in range(len(found.lengths))]
-    rounds = range(0, max(found.lengths), RUN)
-    return [number for at in rounds for lane in lanes for number in lane[at : at + RUN]]
+    rounds = range(0, max(found.lengths), found.run)
+    return [number for at in rounds for lane in lanes for number in lane[at : at + found.run]]
 
 
 @settings(deadline=None, max_examples=120)
@@ -154,6 +166,11 @@ def test_a_block_takes_no_more_row_groups_when_it_has_enough_rows_or_bytes(rows:
     assert [len(block.pieces) for block in found.lanes[0]] == [2, 2, 2, 2]
 
 
+def test_lanes_take_turns_by_longer_runs_where_rows_are_small() -> None:
+    small = SMALL_ROW_BYTES - 1
+    assert [order([90, 10], size=size).run for size in (1, small, small + 1)] == [SMALL_RUN, SMALL_RUN, RUN]
+
+
 def test_each_place_in_a_permutation_is_as_likely() -> None:
     seen: Counter[tuple[int, ...]] = Counter()
     for seed in range(1200):
@@ -175,17 +192,18 @@ def test_stretches_take_runs_in_rounds_from_the_lane_that_is_least_far(data: st.
     positions = [data.draw(st.integers(0, length)) for length in lengths]
     owned = data.draw(st.lists(st.sampled_from(range(len(lengths))), min_size=1, unique=True).map(sorted))
     rows = data.draw(st.integers(0, sum(lengths) + 5))
+    run = data.draw(st.sampled_from([1, 8, 13]))
     at, model = list(positions), []
     for _ in range(rows):  # one row at a time
         open_lanes = [lane for lane in owned if at[lane] < lengths[lane]]
         if not open_lanes:
             break
-        lane = min(open_lanes, key=lambda lane: (at[lane] // RUN, lane))
+        lane = min(open_lanes, key=lambda lane: (at[lane] // run, lane))
         model.append((lane, at[lane]))
         at[lane] += 1
     given_out, now = [], list(positions)
-    for stretch in stretches(positions, lengths, owned, RUN, rows):
-        size = min(RUN, stretch.rows)
+    for stretch in stretches(positions, lengths, owned, run, rows):
+        size = min(run, stretch.rows)
         assert stretch.rows % size == 0
         for done in range(0, stretch.rows, size):
             for lane in stretch.lanes:
@@ -194,7 +212,7 @@ def test_stretches_take_runs_in_rounds_from_the_lane_that_is_least_far(data: st.
         for lane in stretch.lanes:
             now[lane] += stretch.rows
     assert given_out == model
-    assert advance(positions, lengths, owned, RUN, rows) == {lane: at[lane] for lane in owned}
+    assert advance(positions, lengths, owned, run, rows) == {lane: at[lane] for lane in owned}
 
 
 @settings(deadline=None, max_examples=60)
@@ -202,13 +220,16 @@ def test_stretches_take_runs_in_rounds_from_the_lane_that_is_least_far(data: st.
 def test_a_loader_gives_this_order_with_any_threads_prefetch_and_batch_size(
     rows: list[int], batch_size: int, lanes: int, data: st.DataObject
 ) -> None:
-    source = MemorySource(rows)
+    size = data.draw(st.sampled_from([1, ROW_BYTES]))
+    source = MemorySource(rows, row_bytes=size)
     shape = {"lanes": lanes, "window": data.draw(st.integers(1, 4)), "seed": data.draw(st.integers(0, 9))}
     threads, prefetch = data.draw(st.sampled_from([1, 8])), data.draw(st.sampled_from([0, 1, 7]))
     loader = load(source, batch_size, shuffle=True, threads=threads, prefetch=prefetch, **shape)
     for epoch in range(2):
         found = steps(loader)
-        assert [n for batch in found for n in batch] == sequence(order(rows, epoch=epoch, **shape), rows)
+        assert [n for batch in found for n in batch] == sequence(
+            order(rows, epoch=epoch, size=size, **shape), rows
+        )
         assert all(len(batch) == batch_size for batch in found[:-1])
         assert len(found) == len(loader)
 
