@@ -60,6 +60,16 @@ class Machine:
         found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", self._read("proc/cpuinfo"), re.M)
         return frozenset(found[1].split()) if found else frozenset()
 
+    def file_system(self, path: Path) -> str:
+        """The type of the file system that an absolute path is on (`tmpfs`, `ext4`, ...)."""
+        found, where = "", Path()
+        for line in self._read("proc/mounts").splitlines():
+            _, mounted, kind, *_ = line.split()
+            folder = Path(_unescape(mounted))
+            if path.is_relative_to(folder) and len(folder.parts) >= len(where.parts):
+                found, where = kind, folder
+        return found
+
     def _is_harmless(self, device: str) -> bool:
         return device.startswith("zram") or self._read(f"sys/block/{device}/dm/uuid").startswith(_CRYPT)
 

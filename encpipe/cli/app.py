@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from encpipe.cli import init, keys, read, write
+from encpipe.cli import doctor, init, keys, read, write
 from encpipe.cli.program import Program, with_examples
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("decrypt", cls=with_examples(read.DECRYPT_EXAMPLES))(read.decrypt)
 app.command("inspect", cls=with_examples(read.INSPECT_EXAMPLES))(read.inspect)
 app.command("head", cls=with_examples(read.HEAD_EXAMPLES))(read.head)
 app.command("verify", cls=with_examples(read.VERIFY_EXAMPLES))(read.verify)
+app.command("doctor", cls=with_examples(doctor.DOCTOR_EXAMPLES))(doctor.doctor)
 
 
 def _show_version(wanted: bool) -> None:

@@ -161,5 +161,5 @@ def _rich_grid(grid: Grid, count: int) -> RenderableType:
         justify: Any = "right" if column in grid.right else "left"
         table.add_column(Text(safe(column)), justify=justify, no_wrap=bool(grid.if_too_wide), overflow="fold")
     for row in grid.rows:
-        table.add_row(*(Text(safe(cell)) for cell in row[:count]))
+        table.add_row(*(Text(safe(cell), style=grid.styles.get(cell, "")) for cell in row[:count]))
     return table

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -22,6 +22,7 @@ class Grid:
     """A table; the columns named in `right` hold numbers.
 
     Where `if_too_wide` is set, columns that do not fit a terminal are left out and this is said below.
+    `styles` are for cells that hold just these words.
     """
 
     columns: Sequence[str]
@@ -29,6 +30,7 @@ class Grid:
     right: frozenset[str] = frozenset()
     title: str = ""
     if_too_wide: str = ""
+    styles: Mapping[str, str] = field(default_factory=dict)
 
     def fitting(self, width: int) -> int:
         """How many columns a terminal of `width` characters has room for, at least one."""

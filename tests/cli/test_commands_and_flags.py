@@ -45,6 +45,7 @@ FROZEN: dict[str, set[str]] = {
     "inspect": {"URL", "--keys", "--storage-option", "--config", "--json"},
     "head": {"URL", "--rows", "-n", "--select", "--on-missing-key", *READ},
     "verify": {"URL", "--deep", "--workers", *READ},
+    "doctor": {"--config", "--json"},
 }
 
 

@@ -17,9 +17,9 @@ ROOT = Path(encpipe.__file__).parent
 
 LAYERS = """
     cli  torch  __main__
-    inspection  verification  export  dataset  writer  initialise
+    inspection  verification  export  dataset  writer  initialise  checkup
     writesession  scan
-    rowgroups
+    rowgroups  selection
     fragments  projection
     stopped  writekeys
     sealing  commit  writereport
