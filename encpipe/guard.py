@@ -19,7 +19,8 @@ on Linux (elsewhere it warns and does nothing):
   coredump_filter leaves out new memory too. The marks stay: freed memory still has keys and rows in it.
 - `lock_memory`: pages are not swapped out (mlockall). Needs a high limit, better none, or CAP_IPC_LOCK:
   with a limit that is reached later, allocations fail.
-- `warn_swap`: a `SwapWarning`, once per process, where memory can be swapped to a disk in clear.
+- `warn_swap`: a `SwapWarning`, once and not in worker processes, where memory can be swapped to a disk in
+  clear.
 
 Any number of holds may be open at once, in any threads: what one of them wants is in force. A forked child
 stays as its parent was, but for locked memory, which the kernel does not hand down; a program that is
@@ -40,6 +41,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Final
 
@@ -92,7 +94,7 @@ def hold(guard: Guard, *, machine: Machine = MACHINE) -> Iterator[None]:
         _warn_once(GuardWarning, f"encpipe.guard does nothing on {sys.platform}: it knows Linux only")
         yield
         return
-    if guard.warn_swap and not guard.lock_memory:
+    if guard.warn_swap and not guard.lock_memory and parent_process() is None:  # else the parent has warned
         _warn_of_swap(machine)
     holder = object()
     _process.enter(holder, frozenset(part for part in _PARTS if getattr(guard, part)))

@@ -335,6 +335,13 @@ def test_swap_is_warned_of_once_per_process(tmp_path: Path) -> None:
     assert warned(found) == []
 
 
+def test_worker_processes_leave_the_warning_to_their_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "parent_process", object)
+    assert warned(swapping(tmp_path, "/dev/sda2")) == []
+
+
 def test_swap_is_no_matter_where_it_cannot_hurt(tmp_path: Path) -> None:
     assert warned(swapping(tmp_path)) == []
     assert warned(Machine(tmp_path / "nothing")) == []

@@ -135,9 +135,22 @@ def test_a_write_by_a_process_that_strace_may_not_read_is_a_leak(judged: Judged)
         "1 writev(3</tmp/x>, 0x7f0, 2) = 5\n",
         '1 writev(3</tmp/x>, [{iov_base="a", iov_len=1}, 0x7f0], 2) = 5\n',
         "1 sendfile(3, 4, [0] => [1], 1) = 1\n",
+        "1 sendfile(3</tmp/x>, 4</memfd:x>(deleted) <unfinished ...>\n",
         "1 mmap(NULL, 256, PROT_READ|PROT_WRITE, MAP_SHARED, 3, 0) = 0x7f55d11bf000\n",
     ],
 )
 def test_a_line_without_its_data_is_a_leak(tmp_path: Path, line: str) -> None:
     (tmp_path / "log").write_text(line)
     assert tracing.judge(tmp_path / "log", FINDER).leaks
+
+
+def test_a_call_that_another_thread_interrupts_is_read_where_it_begins(tmp_path: Path) -> None:
+    shown = "".join(f"\\{byte:o}" for byte in MARKER[:-1]) + "\\n"
+    (tmp_path / "log").write_text(
+        "7 sendfile(3</tmp/x>, 4</tmp/y>, [0] <unfinished ...>\n"
+        f'12 write(3</tmp/x>, "{shown}", {len(MARKER)} <unfinished ...>\n'
+        "7 <... sendfile resumed>) = 5\n"
+        f"12 <... write resumed>) = {len(MARKER)}\n"
+    )
+    (leak,) = tracing.judge(tmp_path / "log", FINDER).leaks
+    assert (leak.call, leak.place, leak.why) == ("write", "/tmp/x", "it")
