@@ -3,17 +3,18 @@
 Without a shuffle it is the dataset's own. Shuffled, it is a function of the core digest, the row counts,
 `lanes`, `window`, the seed and the epoch. It does not know threads, workers or ranks.
 
-1. Row groups are dealt to `lanes` lanes of equally many rows (N/L, the first N mod L have one more): in an
-   order drawn by seed and epoch, the largest first, each to the lane with most room (Graham's rule of 1969).
-   What fits nowhere whole is cut, and the cut pieces stand first in their lanes, so that one reader of
-   neighbouring lanes reads a cut row group once.
+1. Row groups are dealt to `lanes` lanes of equally many rows (but for one): in an order drawn by seed and
+   epoch, the largest first, each to the lane with most room (Graham's rule of 1969). What fits nowhere whole
+   is cut, and the cut pieces stand first in their lanes, so that one reader of neighbouring lanes reads a cut
+   row group once.
 2. A lane is a sequence of *blocks*: up to `window` row groups, none after 32,768 rows or 16 MiB of file. The
    rows of a block are shuffled together.
-3. Lanes are interleaved by *runs* of 8 rows: 8 of lane 0, 8 of lane 1, and so on, round after round.
+3. Lanes are interleaved by *runs* of 8 rows, or 64 where a row has less than 1 KiB of file: a run of lane 0,
+   one of lane 1, and so on, round after round.
 
-Where an owner of lanes stands is told by how many rows of each lane are gone (its *positions*): the next run
-is taken from the lane that is least far, in rounds. So ranks that own neighbouring lanes together take what
-one rank would, in step, and an owner of other lanes goes on from the same positions.
+Where an owner of lanes stands is told by what is left of each lane: the next run is taken from the lane that
+is least far. So ranks that own neighbouring lanes together take what one rank would, in step, and an owner of
+other lanes goes on from the same place.
 
 Random numbers are PCG64's raw stream, which NumPy keeps stable (NEP 19), seeded by SHA-256; a permutation
 sorts random keys that carry the index in their low bits, so it depends on no sort's handling of ties.
@@ -25,7 +26,7 @@ import hashlib
 import heapq
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, TypeAlias
@@ -39,7 +40,11 @@ ORDER_VERSION: Final = 1
 LANES: Final = 8
 WINDOW: Final = 4
 RUN: Final = 8
-"""Rows that come from one lane before the next has its turn: 8 values of 8 bytes fill a cache line."""
+"""Rows that come from one lane before the next has its turn."""
+SMALL_RUN: Final = 64
+"""The same where rows are small, so that what is moved at once of each column is worth the move."""
+SMALL_ROW_BYTES: Final = 1024
+"""Rows below this, in the file, are small."""
 
 BLOCK_ROWS: Final = 32_768
 BLOCK_BYTES: Final = 16 * 2**20
@@ -103,8 +108,10 @@ class Order:
         self._shape, self._epoch = shape, epoch
         self._core, self._rows, self._sizes = core_digest, rows, sizes
         total, lanes = sum(rows), shape.lanes
-        self.lengths = tuple(total // lanes + (lane < total % lanes) for lane in range(lanes))
+        self.lengths = tuple(total * (lane + 1) // lanes - total * lane // lanes for lane in range(lanes))
         """The rows of each lane."""
+        self.run = SMALL_RUN if sum(sizes) < SMALL_ROW_BYTES * total else RUN
+        """Rows that come from one lane before the next has its turn."""
 
     @cached_property
     def lanes(self) -> tuple[tuple[Block, ...], ...]:
@@ -172,9 +179,16 @@ class Order:
         if held:
             yield Block(lane, start, rows, tuple(held))
 
-    def block_at(self, lane: int, position: int) -> int:
-        """The index of the block of `lane` that holds row `position`."""
-        return bisect_right(self.lanes[lane], position, key=lambda block: block.start) - 1
+    def blocks(self, lane: int, ranges: Sequence[Range]) -> Iterator[Block]:
+        """The blocks of a lane that rows in any of the ranges belong to, each once."""
+        found = self.lanes[lane]
+        after = 0
+        for start, stop in ranges:
+            number = max(after, bisect_right(found, start, key=lambda block: block.start) - 1)
+            while start < stop and number < len(found) and found[number].start < stop:
+                yield found[number]
+                number += 1
+            after = max(after, number)
 
 
 def _permutation(random: np.random.PCG64, size: int) -> Permutation:
@@ -189,46 +203,49 @@ def _permutation(random: np.random.PCG64, size: int) -> Permutation:
     return keys.view(np.int64)
 
 
+Range: TypeAlias = tuple[int, int]
+"""First row and the one after the last."""
+
+
 @dataclass(frozen=True)
 class Stretch:
-    """The next `rows` rows of each of `lanes`, interleaved by runs; of a single lane: as they stand."""
+    """The next `rows` rows of each of `lanes`, from its row in `starts` on, a run of each in turn.
+
+    Of a single lane they come as they stand.
+    """
 
     lanes: tuple[int, ...]
+    starts: tuple[int, ...]
     rows: int
 
 
-def stretches(
-    positions: Sequence[int], lengths: Sequence[int], lanes: Sequence[int], run: int, rows: int
-) -> Iterator[Stretch]:
-    """What an owner of `lanes` takes next, `rows` rows or to the end, in as few stretches as can be."""
-    at = {lane: positions[lane] for lane in lanes if positions[lane] < lengths[lane]}
+def stretches(left: Mapping[int, Sequence[Range]], run: int, rows: int) -> Iterator[Stretch]:
+    """What an owner takes next of the ranges of each lane that are left to it: `rows` rows, or all.
+
+    The next run is one of the lane that is least far, counted in runs; of several, of the first.
+    """
+    waiting = {lane: list(reversed(ranges)) for lane, ranges in sorted(left.items()) if ranges}
+    at = {lane: ranges[-1][0] for lane, ranges in waiting.items()}
     while rows > 0 and at:
         behind = min(position // run for position in at.values())
         turn = tuple(lane for lane, position in at.items() if position // run == behind)
         rounds = 0
         if all(at[lane] % run == 0 for lane in turn):
             ahead = min((at[lane] // run - behind for lane in at if lane not in turn), default=rows)
-            room = min(lengths[lane] - at[lane] for lane in turn) // run
+            room = min(waiting[lane][-1][1] - at[lane] for lane in turn) // run
             rounds = min(ahead, room, rows // (run * len(turn)))
-        if rounds:
-            stretch = Stretch(turn, rounds * run)
-        else:
-            lane = turn[0]
-            stretch = Stretch((lane,), min(run - at[lane] % run, lengths[lane] - at[lane], rows))
-        yield stretch
-        rows -= stretch.rows * len(stretch.lanes)
-        for lane in stretch.lanes:
-            at[lane] += stretch.rows
-            if at[lane] == lengths[lane]:
+        size = rounds * run
+        if not rounds:
+            turn = turn[:1]
+            start = at[turn[0]]
+            size = min(run - start % run, waiting[turn[0]][-1][1] - start, rows)
+        yield Stretch(turn, tuple(at[lane] for lane in turn), size)
+        rows -= size * len(turn)
+        for lane in turn:
+            at[lane] += size
+            if at[lane] == waiting[lane][-1][1]:
+                waiting[lane].pop()
                 del at[lane]
-
-
-def advance(
-    positions: Sequence[int], lengths: Sequence[int], lanes: Sequence[int], run: int, rows: int
-) -> dict[int, int]:
-    """Where an owner of `lanes` stands `rows` rows later."""
-    after = {lane: positions[lane] for lane in lanes}
-    for stretch in stretches(positions, lengths, lanes, run, rows):
-        for lane in stretch.lanes:
-            after[lane] += stretch.rows
-    return after
+                if waiting[lane]:
+                    at[lane] = waiting[lane][-1][0]
+        at = dict(sorted(at.items()))
