@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
@@ -29,18 +29,17 @@ from encpipe.kms.registry import MasterKeys
 from encpipe.parquet import Layout, SealedFile
 from encpipe.pins import Pins, PinStore
 from encpipe.policy import Policy
-from encpipe.projection import Columns, OnMissingKey, Projection, columns_of, filter_columns
+from encpipe.projection import Columns, OnMissingKey, columns_of
 from encpipe.rowgroups import Plan
 from encpipe.scan import Scan
+from encpipe.selection import Filter, is_whole, select
 from encpipe.state import MANIFEST_PATH, State, load_state
 from encpipe.storage import Storage
 
 if TYPE_CHECKING:
-    import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
-Filter: TypeAlias = "pc.Expression | Sequence[Any]"
-"""A PyArrow expression, or the (nested) list of tuples that `pyarrow.parquet.read_table` takes."""
+__all__ = ["Dataset", "Filter", "open_dataset"]
 
 
 def open_dataset(
@@ -93,6 +92,17 @@ def open_dataset(
     return Dataset(access, state, on_missing_key)
 
 
+class _Shape(NamedTuple):
+    """What all files of the generation share."""
+
+    columns: Columns
+    layout: Layout
+
+
+def _shape_of(state: State) -> _Shape:
+    return _Shape(columns_of(state.files, state.view.core.key_names), state.layout)
+
+
 class Dataset:
     """An open dataset: one generation, for as long as this object lives. Safe to use from several threads.
 
@@ -111,14 +121,15 @@ class Dataset:
                 hint='on_missing_key="error", "skip" or "null"',
             )
         self._open = OpenDataset.of(access, state)
-        self._made: Columns | None = None
-        self._missing: Mapping[str, OnMissingKey] = {}
-        self._missing = self._decide(on_missing_key)
+        self._made: _Shape | None = _shape_of(state)
+        self._all: pa.Schema | None = None
+        self._missing: Mapping[str, OnMissingKey] = self._decide(on_missing_key)
 
     @classmethod
     def _of(cls, opened: OpenDataset, missing: Mapping[str, OnMissingKey]) -> Dataset:
         made = cls.__new__(cls)
-        made._open, made._made, made._missing = opened, None, missing
+        made._open, made._missing = opened, missing
+        made._made, made._all = None, None
         return made
 
     def __reduce__(self) -> tuple[Callable[..., Dataset], tuple[Any, ...]]:
@@ -139,15 +150,14 @@ class Dataset:
         return self._open.state
 
     @property
-    def _columns(self) -> Columns:
+    def _shape(self) -> _Shape:
         if self._made is None:  # twice does no harm, and a lock might stay locked in a forked child
-            state = self._state
-            self._made = columns_of(state.files, state.view.core.key_names)
+            self._made = _shape_of(self._state)
         return self._made
 
     @property
-    def _schema(self) -> pa.Schema:
-        return self._columns.schema
+    def _columns(self) -> Columns:
+        return self._shape.columns
 
     def _decide(self, outcome: OnMissingKey) -> dict[str, OnMissingKey]:
         if outcome == "error":
@@ -163,7 +173,9 @@ class Dataset:
     @property
     def schema(self) -> pa.Schema:
         """The schema of the rows that a scan of all columns gives."""
-        return self._columns.project(None, missing=self._missing).schema
+        if self._all is None:
+            self._all = self._columns.project(None, missing=self._missing).schema
+        return self._all
 
     @property
     def url(self) -> str:
@@ -230,64 +242,30 @@ class Dataset:
         by partition values and statistics. Raises `ConfigError` `filter` for what the dataset does not have,
         and a `KmsError` when a key it needs is refused.
         """
-        expression = _expression(filter)
-        out = self._columns.project(columns, missing=self._missing)
-        needed = filter_columns(expression, self._schema) if expression is not None else ()
-        self._refuse_missing(needed)
-        extra = [name for name in needed if not self._is_whole(name, out)]
-        in_part = [name for name in extra if name in out.schema.names]
-        if in_part:
-            raise ConfigError(
-                f"the filter uses column {in_part[0]!r}, of which only a part is selected",
-                hint="select the whole column, or none of it",
-                code="filter",
-            )
-        read = out
-        if extra:
-            names = [*(columns if columns is not None else self._schema.names), *extra]
-            read = self._columns.project(names, missing=self._missing)
-        self._unwrap(read.leaves)
-        files = self.files if files is None else tuple(files)
-        if expression is not None and set(needed) & set(self._columns.partitions):
-            from encpipe import fragments
-
-            files = fragments.prune_by_partition(files, self._schema, expression)
+        chosen = select(self._columns, columns, filter, missing=self._missing)
+        self._unwrap(chosen.read.leaves)
         return Scan(
             Plan(
-                files=files,
+                files=chosen.prune(self.files if files is None else tuple(files)),
                 open_file=self._open_file,
-                read=read,
-                out=out.schema,
-                full_schema=self._schema,
-                filter=expression,
-                filter_leaves=tuple(leaf for name in needed for leaf in self._columns.leaves(name)),
+                read=chosen.read,
+                out=chosen.out.schema,
+                full_schema=self._columns.schema,
+                filter=chosen.filter,
+                filter_leaves=chosen.filter_leaves,
                 threads=threads or pa.cpu_count(),
             )
         )
-
-    def _refuse_missing(self, needed: Sequence[str]) -> None:
-        for name in needed:
-            lacking = self._columns.key_names(self._columns.leaves(name)) & set(self._missing)
-            if lacking:
-                raise ConfigError(
-                    f"the filter uses column {name!r}, whose key {min(lacking)!r} is missing",
-                    hint="a filter on a column that cannot be read would drop rows silently",
-                    code="filter",
-                )
 
     def _unwrap(self, leaves: Sequence[str]) -> None:
         core = self._state.view.core
         for name in sorted(self._columns.key_names(leaves)):
             self._state.keys.kek(core.active(name).id)
 
-    @property
-    def _layout(self) -> Layout:
-        return self._state.layout
-
     def _open_file(self, entry: FileEntry) -> SealedFile:
         return SealedFile(
             entry,
-            self._layout,
+            self._shape.layout,
             self._state.keys,
             lambda: self._storage.open_input(entry.path),
             self._columns.parquet_schema,
@@ -345,7 +323,7 @@ class Dataset:
         Columns of which a key is missing, or only a part was chosen, are left out: PyArrow reads whole
         columns. Needs a storage that Arrow itself can read (local, S3).
         """
-        if not (self._layout.is_uniform or trust_storage_after_the_check):
+        if not (self._shape.layout.is_uniform or trust_storage_after_the_check):
             raise EncpipeError(
                 "PyArrow would not notice a plaintext file put in the place of one with column keys",
                 hint="use scan() or the dataset itself as an Arrow stream; where nobody else can write the "
@@ -354,7 +332,7 @@ class Dataset:
             )
         projection = self._columns.project(columns, missing=self._missing)
         self._unwrap(projection.leaves)
-        names = [name for name in projection.schema.names if self._is_whole(name, projection)]
+        names = [name for name in projection.schema.names if is_whole(self._columns, name, projection)]
         schema = pa.schema([projection.schema.field(name) for name in names], projection.schema.metadata)
         from encpipe import fragments
 
@@ -363,17 +341,12 @@ class Dataset:
                 self._open_file(entry),
                 *self._storage.arrow_path(entry.path),
                 leaves=projection.leaves,
-                schema=self._schema,
+                schema=self._columns.schema,
             )
             for entry in self.files
         ]
         system = self._storage.arrow_path(MANIFEST_PATH)[0]
         return fragments.pyarrow_dataset(made, schema, system)
-
-    def _is_whole(self, name: str, projection: Projection) -> bool:
-        if name in self._columns.partitions:
-            return name in projection.partitions
-        return set(self._columns.leaves(name)) <= set(projection.leaves)
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         return self.scan().__arrow_c_stream__(requested_schema)
@@ -394,15 +367,3 @@ class Dataset:
         if not self._open.loaded:
             return f"Dataset({self.url!r}, not used yet in this process)"
         return f"Dataset({self.url!r}, generation {self.generation}, {self.num_rows} rows)"
-
-
-def _expression(given: Filter | None) -> pc.Expression | None:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    if given is None or isinstance(given, pc.Expression):
-        return given
-    try:
-        return pq.filters_to_expression(given)
-    except (ValueError, TypeError, pa.ArrowException) as error:
-        raise ConfigError(f"the filter is not well formed: {str(error)[:200]}", code="filter") from None
