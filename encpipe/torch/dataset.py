@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Final, Unpack
+from contextlib import ExitStack, closing
+from typing import Any, Unpack
 
 import pyarrow as pa
-import torch
 from torch.utils import data
 
 from encpipe import guard as guarding
@@ -16,14 +17,13 @@ from encpipe.dataset import Dataset, Filter
 from encpipe.errors import ConfigError
 from encpipe.guard import Guard
 from encpipe.torch.conversion import Conversion, Converter, Nulls
+from encpipe.torch.epochs import Epochs
 from encpipe.torch.feed import Feed, Opened, OpenOptions, Session, check_count
 from encpipe.torch.loader import PREFETCH
 from encpipe.torch.order import LANES, WINDOW, Shape
 from encpipe.torch.share import Uneven
 from encpipe.torch.source import ScanSource
 from encpipe.torch.state import LoaderState, find_states, merge_states, parse_state
-
-_MOST_WORKERS: Final = 1024
 
 
 class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does not follow torch here: slow
@@ -42,9 +42,9 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
     key name. A pickle of this carries URL and wrapped keys, never a key. Rows then cross process borders in
     `/dev/shm`, in clear; without workers they do not, and `Loader` is many times faster.
 
-    `set_epoch` reaches the workers. Without it each iteration is the next epoch, as long as the number of
-    workers stays. `state_dict` and `load_state_dict` are what torchdata's `StatefulDataLoader` asks for;
-    `resume_state` makes what it keeps into a state for another number of workers, or for `Loader`.
+    `set_epoch` reaches the workers; without it each iteration is the next epoch. `state_dict` and
+    `load_state_dict` are what torchdata's `StatefulDataLoader` asks for; `resume_state` makes what it keeps
+    into a state for another number of workers, or for `Loader`.
 
     Raises what `Loader` raises.
     """
@@ -77,13 +77,15 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
             check_count("threads", threads, 1)
         check_count("prefetch", prefetch, 0)
         self._threads, self._prefetch, self._transform, self._guard = threads, prefetch, transform, guard
-        self._opened = Opened(url_or_dataset, options, of="IterableDataset")
-        self._epochs = _Epochs()
+        self._columns, self._filter = columns, filter
+        self._epochs = Epochs()
         self._state: LoaderState | None = None
+        self._loaded_by = 0
         self._session: Session | None = None
-        self._pid = os.getpid()
+        self._opened = Opened(url_or_dataset, options, of="IterableDataset")
+        self._hold_on()
         try:
-            source = ScanSource(self._opened.dataset, columns, filter, self._reading_threads())
+            source = self._source()
             self._feed = Feed(
                 source,
                 Converter(source.schema, nulls, stack=stack, conversion=conversion),
@@ -98,31 +100,50 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
         except BaseException:
             self.close()
             raise
-        self._columns, self._filter = columns, filter
+
+    def _source(self) -> ScanSource:
+        source = ScanSource(self._opened.dataset, self._columns, self._filter, self._reading_threads())
+        if self._filter is not None:
+            _ = source.rows  # counted here once, and not by every worker
+        return source
+
+    def _hold_on(self) -> None:
+        """Keep the guard and what is open here, in this process, until `close`."""
+        self._pid = os.getpid()
+        with ExitStack() as closers:
+            closers.callback(self._opened.close)
+            closers.enter_context(guarding.hold(self._guard))
+            self.close = weakref.finalize(self, closers.pop_all().close)
+            """Release what was opened here. A `Dataset` that was given stays open."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration begin this epoch, in every worker."""
+        """Let the next iteration begin this epoch, in every worker.
+
+        Right after `load_state_dict`, with the epoch of that state, it changes nothing.
+        """
         check_count("epoch", epoch, 0)
         self._epochs.set(epoch)
-        self._state = self._session = None
+        self._session = None
+        if self._state is not None and self._state.epoch != epoch:
+            self._state = None
 
     def __iter__(self) -> Generator[Any, None, None]:
+        if self._pid != os.getpid():  # forked: what the parent has open is the parent's
+            self._hold_on()
+            self._feed.source = self._feed.source.reopened()  # type: ignore[attr-defined] # made here
         worker, workers = _worker()
-        self._settle_in()
-        epoch, state = self._epochs.begin(worker, workers, strict=self._feed.shape.shuffle), self._state
-        if state is not None:
-            epoch, self._state = state.epoch, None
+        state, self._state = self._state, None
+        loaded_here = state is not None and self._loaded_by == os.getpid()
+        epoch = self._epochs.begin(state.epoch if state is not None and loaded_here else None)
+        if state is not None and state.epoch != epoch:
+            state = None  # loaded before, in the process that made this one, and gone on with since
         session = self._session = self._feed.session(epoch, state, worker=worker, workers=workers)
         return self._run(session)
 
     def _run(self, session: Session) -> Generator[Any, None, None]:
-        with guarding.hold(self._guard):
-            found = session.run(threads=self._reading_threads(), prefetch=self._prefetch)
-            try:
-                for batch in found:
-                    yield batch if self._transform is None else self._transform(batch)
-            finally:
-                found.close()
+        with closing(session.run(threads=self._reading_threads(), prefetch=self._prefetch)) as found:
+            for batch in found:
+                yield batch if self._transform is None else self._transform(batch)
 
     def _reading_threads(self) -> int:
         """As asked for; else one for each core, or a single one where worker processes share the cores."""
@@ -130,77 +151,61 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
             return self._threads
         return int(pa.cpu_count()) if data.get_worker_info() is None else 1
 
-    def _settle_in(self) -> None:
-        """In a forked process: leave alone what the parent has open."""
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
-            self._feed.source = self._feed.source.reopened()  # type: ignore[attr-defined] # made here
-
     def state_dict(self) -> dict[str, Any]:
-        """Where this stands: in a worker process, that worker. See `Loader.state_dict`."""
+        """Where this stands: in a worker process, that worker. See `Loader.state_dict`.
+
+        Raises `ConfigError` `resume-state` where only worker processes know.
+        """
+        if data.get_worker_info() is None and self._epochs.afar:
+            raise ConfigError(
+                "the rows are given by worker processes, and only they know where they stand",
+                hint="ask a StatefulDataLoader (torchdata) for its state_dict, or train with a Loader",
+                code="resume-state",
+            )
         if self._session is not None:
             return self._session.state().to_dict()
         worker, workers = _worker()
-        epoch = self._state.epoch if self._state is not None else self._epochs.next(worker)
-        session = self._feed.session(epoch, self._state, worker=worker, workers=workers)
-        return session.state().to_dict()
+        epoch = self._state.epoch if self._state is not None else self._epochs.next
+        return self._feed.session(epoch, self._state, worker=worker, workers=workers).state().to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken, as `Loader` does; but of a finished epoch nothing comes."""
-        parsed = parse_state(state)
-        if self._opened.at(parsed):
-            threads = self._reading_threads()
-            self._feed.source = ScanSource(self._opened.dataset, self._columns, self._filter, threads)
-        parsed.check(self._feed.binding)
-        self._epochs.set(parsed.epoch)
-        self._state, self._session = parsed, None
+        """Go on where `state` was taken, as `Loader` does; but of an epoch that is over nothing comes.
 
-    def close(self) -> None:
-        """Release what was opened here. A `Dataset` that was given stays open."""
-        self._opened.close()
+        A state of an earlier generation opens that again, but not in a worker process, where a
+        `StatefulDataLoader` calls this: the processes of later epochs would not know.
+        """
+        parsed = parse_state(state)
+        in_worker = data.get_worker_info() is not None
+        if not in_worker and self._opened.at(parsed):
+            self._feed.source = self._source()
+        parsed.check(self._feed.binding)
+        self._session, self._state, self._loaded_by = None, parsed, os.getpid()
+        if not in_worker:
+            self._epochs.set(parsed.epoch)
+            self._feed.session(parsed.epoch, parsed)  # refuses here what cannot be gone on with
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_session": None}
+        return {name: value for name, value in self.__dict__.items() if name != "close"} | {"_session": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._pid = os.getpid()
+        self._hold_on()
 
 
 def resume_state(state: object) -> dict[str, Any]:
     """One state out of what a `StatefulDataLoader` over an `IterableDataset` keeps for its workers.
 
     For `Loader.load_state_dict`, or `IterableDataset.load_state_dict` before it is given to a loader with any
-    number of workers. Raises `ConfigError` `resume-state` where there is none.
+    number of workers. Raises `ConfigError` `resume-state` where there is none, and where batches were given
+    since its last snapshot (`snapshot_every_n_steps` other than 1).
     """
+    if isinstance(state, Mapping) and state.get("_steps_since_snapshot"):
+        raise ConfigError(
+            f"{state['_steps_since_snapshot']} batches were given after the last snapshot in this state",
+            hint="StatefulDataLoader(..., snapshot_every_n_steps=1)",
+            code="resume-state",
+        )
     return merge_states(find_states(state))
-
-
-class _Epochs:
-    """The epoch that each worker begins next, in memory that worker processes share."""
-
-    def __init__(self) -> None:
-        # first epoch, number of workers, then how many epochs each worker has begun
-        self._shared = torch.zeros(2 + _MOST_WORKERS, dtype=torch.int64).share_memory_()
-
-    def set(self, epoch: int) -> None:
-        self._shared.zero_()
-        self._shared[0] = epoch
-
-    def next(self, worker: int) -> int:
-        return int(self._shared[0] + self._shared[2 + worker])
-
-    def begin(self, worker: int, workers: int, *, strict: bool) -> int:
-        before = int(self._shared[1])
-        if strict and before not in (0, workers):
-            raise ConfigError(
-                f"there were {before} workers and now there are {workers}: which epoch comes is not known",
-                hint="call set_epoch before each epoch",
-            )
-        self._shared[1] = workers
-        epoch = self.next(worker)
-        self._shared[2 + worker] += 1
-        return epoch
 
 
 def _worker() -> tuple[int, int]:
