@@ -1,0 +1,260 @@
+"""Where each row of a shuffled epoch goes, and putting it there: straight from where it was decoded.
+
+A *stripe* is a stretch of an owner's rows, as they are given out, some batches long. A block of a lane is
+spread over the stripes that its lane's runs lie in; a stripe is whole when every lane has been there.
+So a row is moved once, from where it was decoded to where it is given out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from encpipe.torch import arrowrows
+from encpipe.torch.buffers import empty, scratch
+from encpipe.torch.order import Permutation, Stretch
+from encpipe.torch.values import Column, Values
+
+_PIECE_BYTES: Final = 64 * 1024
+"""Gathered at once before it is put in place, so that it stays in the cache."""
+_NARROW_BYTES: Final = 128
+"""Rows below this are copied together before they are gathered: out of the cache it is twice as fast."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`runs` runs of `rows` rows each, one after another from row `source` of what is placed, go to rows
+    `target`, `target + stride`, ... of a stripe."""
+
+    stripe: int
+    source: int
+    target: int
+    rows: int
+    runs: int = 1
+    stride: int = 0
+
+    @property
+    def stop(self) -> int:
+        return self.source + self.rows * self.runs
+
+    def row(self, number: int) -> int:
+        """Where the row of this number goes."""
+        run, rest = divmod(number, self.rows)
+        return self.target + run * self.stride + rest
+
+    def targets(self) -> npt.NDArray[np.int64]:
+        """The row of the stripe for each row placed."""
+        starts = self.target + self.stride * np.arange(self.runs)
+        return (starts[:, None] + np.arange(self.rows)).reshape(-1)
+
+
+@dataclass(frozen=True)
+class _Leg:
+    """A lane's part in a stretch: rows `first` to `first + rows` of the lane, as number `turn` of `lanes`
+    that take turns with runs of `run` rows. The stretch begins at row `base` of the owner's."""
+
+    first: int
+    rows: int
+    base: int
+    turn: int
+    lanes: int
+    run: int
+
+    def target(self, row: int) -> int:
+        """Where a row of the lane goes among the owner's rows."""
+        if self.lanes == 1:
+            return self.base + row - self.first
+        run, rest = divmod(row - self.first, self.run)
+        return self.base + (run * self.lanes + self.turn) * self.run + rest
+
+
+class Weave:
+    """Where the rows of each lane go among an owner's rows, which are cut into stripes of `stripe_rows`."""
+
+    def __init__(self, stretches: Iterable[Stretch], run: int, stripe_rows: int) -> None:
+        self.stripe_rows = stripe_rows
+        self._legs: dict[int, list[_Leg]] = defaultdict(list)
+        base = 0
+        for stretch in stretches:
+            for turn, (lane, start) in enumerate(zip(stretch.lanes, stretch.starts, strict=True)):
+                self._legs[lane].append(_Leg(start, stretch.rows, base, turn, len(stretch.lanes), run))
+            base += stretch.rows * len(stretch.lanes)
+        self.rows = base
+        """How many rows there are."""
+
+    def first(self, lane: int, start: int, stop: int) -> int | None:
+        """Where the first row comes that is one of rows `start` to `stop` of a lane; None when none does."""
+        legs = (leg for leg in self._legs[lane] if leg.first < stop and start < leg.first + leg.rows)
+        return min((leg.target(max(start, leg.first)) for leg in legs), default=None)
+
+    def placements(self, lane: int, start: int, stop: int) -> Iterator[Placement]:
+        """For rows `start` to `stop` of a lane; `source` counts from `start`."""
+        for leg in self._legs[lane]:
+            first, last = max(start, leg.first), min(stop, leg.first + leg.rows)
+            if first < last:
+                yield from self._of_leg(leg, first, last, start)
+
+    def _of_leg(self, leg: _Leg, first: int, last: int, start: int) -> Iterator[Placement]:
+        if leg.lanes == 1:
+            yield from self._contiguous(leg.target(first), first - start, last - first)
+            return
+        while first < last:
+            target = leg.target(first)
+            begun = (first - leg.first) % leg.run
+            stripe, row = divmod(target, self.stripe_rows)
+            room = self.stripe_rows - row
+            stride = leg.lanes * leg.run
+            whole = 0
+            if room >= leg.run and not begun:
+                whole = min((last - first) // leg.run, (room - leg.run) // stride + 1)
+            if whole:
+                yield Placement(stripe, first - start, row, leg.run, whole, stride)
+                first += whole * leg.run
+            else:
+                rows = min(leg.run - begun, last - first)
+                yield from self._contiguous(target, first - start, rows)
+                first += rows
+
+    def _contiguous(self, target: int, source: int, rows: int) -> Iterator[Placement]:
+        while rows:
+            stripe, row = divmod(target, self.stripe_rows)
+            some = min(rows, self.stripe_rows - row)
+            yield Placement(stripe, source, row, some)
+            target, source, rows = target + some, source + some, rows - some
+
+
+@dataclass
+class _Scattered:
+    """An Arrow column of a stripe: pieces, and where their rows go. Put together when all are there."""
+
+    pieces: list[tuple[pa.Array, npt.NDArray[np.int64]]] = field(default_factory=list)
+
+    def whole(self) -> pa.Array:
+        arrays, targets = zip(*self.pieces, strict=True)
+        return arrowrows.take(arrowrows.concat(arrays), np.argsort(np.concatenate(targets)))
+
+
+class Stripes:
+    """The stripes that are being filled. Threads place blocks, one takes what is whole."""
+
+    def __init__(self, weave: Weave) -> None:
+        self._weave = weave
+        self._lock = threading.Lock()
+        self._open: dict[int, dict[str, Any]] = {}
+
+    def place(self, values: Values, order: Permutation, placements: Sequence[Placement]) -> None:
+        """Put the rows with the numbers in `order`, in that order, where `placements` say."""
+        targets = {placement.stripe: self._stripe(placement.stripe, values) for placement in placements}
+        for name, column in values.items():
+            columns = {number: stripe[name] for number, stripe in targets.items()}
+            if isinstance(column, torch.Tensor):
+                _place_dense(column, order, placements, columns)
+            elif isinstance(column, np.ndarray):
+                _place_objects(column, order, placements, columns)
+            else:
+                for placement in placements:
+                    taken = arrowrows.take(column, order[placement.source : placement.stop])
+                    columns[placement.stripe].pieces.append((taken, placement.targets()))
+
+    def take(self, number: int) -> Values:
+        """A stripe whose rows are all placed."""
+        with self._lock:
+            stripe = self._open.pop(number)
+        return {
+            name: column.whole() if isinstance(column, _Scattered) else column
+            for name, column in stripe.items()
+        }
+
+    def _stripe(self, number: int, like: Values) -> dict[str, Any]:
+        with self._lock:
+            if number not in self._open:
+                rows = min(self._weave.stripe_rows, self._weave.rows - number * self._weave.stripe_rows)
+                self._open[number] = {name: _room(column, rows) for name, column in like.items()}
+            return self._open[number]
+
+
+def _room(column: Column, rows: int) -> Any:
+    if isinstance(column, torch.Tensor):
+        return torch.from_numpy(empty((rows, *column.shape[1:]), column.numpy().dtype))
+    return np.empty(rows, object) if isinstance(column, np.ndarray) else _Scattered()
+
+
+def _place_dense(
+    column: torch.Tensor,
+    order: Permutation,
+    placements: Sequence[Placement],
+    targets: Mapping[int, torch.Tensor],
+) -> None:
+    width = column.element_size() * column[:1].numel()
+    if width == 0:
+        return
+    source = _opaque(column, width)
+    if width < _NARROW_BYTES:
+        hot = scratch(source.shape, source.dtype)
+        hot[:] = source
+        source = hot
+    most = max(1, _PIECE_BYTES // width)
+    moved = np.empty(min(most, len(order)), source.dtype)
+    opaque = {number: _opaque(target, width) for number, target in targets.items()}
+    for placement in placements:
+        target = opaque[placement.stripe]
+        for first, rows, runs in _portions(placement, most):
+            start = placement.source + first
+            taken = moved[: rows * runs]
+            # without clip NumPy makes one more copy; row numbers are those of a permutation
+            source.take(order[start : start + rows * runs], out=taken, mode="clip")
+            _put(target, placement.row(first), placement.stride, taken, rows)
+
+
+def _portions(placement: Placement, most: int) -> Iterator[tuple[int, int, int]]:
+    """(first row, rows of a run, runs) that are moved at once: about `most` rows."""
+    if placement.runs == 1:
+        for first in range(0, placement.rows, most):
+            yield first, min(most, placement.rows - first), 1
+        return
+    at_once = max(1, most // placement.rows)
+    for run in range(0, placement.runs, at_once):
+        yield run * placement.rows, placement.rows, min(at_once, placement.runs - run)
+
+
+def _put(target: npt.NDArray[Any], start: int, stride: int, taken: npt.NDArray[Any], rows: int) -> None:
+    """Runs of `rows` rows, one after another in `taken`, to rows `start`, `start + stride`, ..."""
+    if len(taken) == rows:
+        target[start : start + rows] = taken
+        return
+    # a run as one opaque item: NumPy then moves it in one piece
+    run = _item(rows * target.itemsize)
+    shape, strides = len(taken) // rows, (stride * target.itemsize,)
+    np.ndarray(shape, run, target.data, start * target.itemsize, strides)[:] = taken.view(run)
+
+
+@cache
+def _item(size: int) -> np.dtype[Any]:
+    """Of so many bytes."""
+    return np.dtype((np.void, size))
+
+
+def _place_objects(
+    column: npt.NDArray[np.object_],
+    order: Permutation,
+    placements: Sequence[Placement],
+    targets: Mapping[int, npt.NDArray[np.object_]],
+) -> None:
+    for placement in placements:
+        taken = column.take(order[placement.source : placement.stop])
+        targets[placement.stripe][placement.targets()] = taken
+
+
+def _opaque(tensor: torch.Tensor, width: int) -> npt.NDArray[Any]:
+    """The tensor's memory as rows of `width` bytes; as numbers where they are as wide as some."""
+    flat: npt.NDArray[np.uint8] = tensor.contiguous().view(torch.uint8).numpy().reshape(-1)
+    return flat.view(f"u{width}" if width in (1, 2, 4, 8) else f"V{width}")
