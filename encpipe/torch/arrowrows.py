@@ -37,6 +37,8 @@ def whole(column: pa.ChunkedArray) -> pa.Array:
 
 def take(array: pa.Array, order: Order) -> pa.Array:
     """The rows in that order. Row numbers are not checked."""
+    if array.type in _LARGE and array.nbytes > _OFFSET_LIMIT:
+        array = array.cast(_LARGE[array.type])
     if pa.types.is_large_list(array.type) and not array.null_count and not array.values.null_count:
         return _take_lists(array, order)
     return pc.take(array, pa.array(order), boundscheck=False)
@@ -67,9 +69,7 @@ def lists_offsets(array: pa.Array) -> npt.NDArray[np.int64]:
 
 def large_lists(array: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array]:
     """Offsets from 0, one more than rows, and the elements between them. A null list is an empty one."""
-    if pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
-        array = array.cast(pa.large_list(array.type.value_type))
-    if array.null_count:
+    if array.null_count or pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
         lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
         offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
         return offsets, array.flatten()  # which leaves out what lies under a null

@@ -91,6 +91,7 @@ class Converter:
         stacked = {name for made in self._stacks for name in made.names}
         self._alone = {name: kind for name, kind in kinds.items() if name not in stacked}
         self._check_names()
+        self._can_take = not any("view" in str(kind) for kind in schema.types)  # Arrow cannot
 
     def _check_names(self) -> None:
         owners: dict[str, str] = {}
@@ -119,7 +120,7 @@ class Converter:
         """
         if order is not None and len(order) and (order.min() < 0 or order.max() >= len(table)):
             raise IndexError(f"rows {order.min()} to {order.max()} of {len(table)} rows")
-        if order is not None and _FEW * len(order) < len(table):
+        if order is not None and self._can_take and _FEW * len(order) < len(table):
             table, order = table.take(pa.array(order)), None
         if order is not None:
             order = order.astype(np.int64, copy=False)  # else NumPy does so for every column

@@ -142,7 +142,7 @@ def _stack(name: str, names: Sequence[str], kinds: Mapping[str, Kind], dtype: to
 def _common(name: str, dtypes: Sequence[torch.dtype]) -> torch.dtype:
     try:
         return reduce(torch.promote_types, dtypes)
-    except RuntimeError:  # torch knows no common type of, say, uint64 and float32
+    except RuntimeError:  # torch knows no common type of, say, uint32 and int64
         raise ConfigError(
             f"stack {name!r} has columns of {', '.join(sorted({str(d) for d in dtypes}))}, of no common type",
             hint=f'choose one: conversion=Conversion(dtypes={{"{name}": torch.float32}})',

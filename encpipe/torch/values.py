@@ -54,7 +54,7 @@ def _take(column: Column, order: Order) -> Column:
         return column.take(order)
     made = _empty(column, len(order))
     width = _row_bytes(column)
-    if width:
+    if made.numel():
         np.take(_opaque(column, width), order, out=_opaque(made, width), mode="clip")
     return made
 
@@ -72,7 +72,8 @@ def _join(columns: Sequence[Column]) -> Column:
         return arrowrows.concat(columns)
     if isinstance(first, torch.Tensor):
         made = _empty(first, sum(map(len, columns)))
-        np.concatenate([_opaque(column, 1) for column in columns], out=_opaque(made, 1))
+        if made.numel():
+            np.concatenate([_opaque(column, 1) for column in columns if len(column)], out=_opaque(made, 1))
         return made
     return np.concatenate(columns)
 
@@ -103,7 +104,7 @@ def _interleave(columns: Sequence[Column], run: int) -> Column:
         return out.reshape(-1)
     made = _empty(first, count * rows)
     width = run * _row_bytes(first)
-    if width:
+    if made.numel():
         # runs of rows as opaque items: NumPy then moves each in one piece
         target = _opaque(made, width).reshape(-1, count)
         for number, column in enumerate(columns):
@@ -113,8 +114,10 @@ def _interleave(columns: Sequence[Column], run: int) -> Column:
 
 def _empty(like: torch.Tensor, rows: int) -> torch.Tensor:
     shape = (rows, *like.shape[1:])
-    memory = torch.from_numpy(MEMORY.empty(math.prod(shape) * like.element_size()))
-    return memory.view(like.dtype).reshape(shape)
+    size = math.prod(shape) * like.element_size()
+    if not size:  # torch cannot view nothing as another type
+        return torch.empty(shape, dtype=like.dtype)
+    return torch.from_numpy(MEMORY.empty(size)).view(like.dtype).reshape(shape)
 
 
 def _row_bytes(tensor: torch.Tensor) -> int:

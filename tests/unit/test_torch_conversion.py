@@ -1,9 +1,10 @@
-"""What becomes of each Arrow type, of nulls, and of batch borders. Pure: no dataset, no keys."""
+"""What becomes of each Arrow type and of nulls. Pure: no dataset, no keys."""
 
 from __future__ import annotations
 
 import datetime as dt
 import decimal
+import itertools
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from encpipe.errors import ConfigError, EncpipeError
-from encpipe.torch.conversion import Converter, Nulls
+from encpipe.torch.conversion import Conversion, Converter, Nulls
 
 NUMBERS = {
     pa.int8(): "int8",
@@ -30,9 +31,9 @@ NUMBERS = {
 }
 
 
-def convert(array: pa.Array | pa.ChunkedArray, nulls: Nulls = "error") -> dict[str, Any]:
+def convert(array: pa.Array | pa.ChunkedArray, nulls: Nulls = "error", **choices: Any) -> dict[str, Any]:
     table = pa.table({"x": array})
-    converter = Converter(table.schema, nulls)
+    converter = Converter(table.schema, nulls, conversion=Conversion(**choices))
     return converter.finish(converter.load(table))
 
 
@@ -256,3 +257,148 @@ def test_numbers_without_nulls_are_not_copied() -> None:
     array = pa.array(np.arange(8))
     found = convert(array.slice(2, 3))["x"]
     assert found.data_ptr() == array.buffers()[1].address + 16
+
+
+DECIMALS = [decimal.Decimal("-1.50"), None, decimal.Decimal("2.25")]
+DECIMAL_TYPES = [pa.decimal32(5, 2), pa.decimal64(12, 2), pa.decimal128(20, 2), pa.decimal256(50, 2)]
+
+
+@pytest.mark.parametrize("kind", DECIMAL_TYPES, ids=str)
+def test_a_decimal_is_its_unscaled_integer_or_a_float(kind: pa.DataType) -> None:
+    array = pa.array([DECIMALS[2], *DECIMALS], kind).slice(1)
+    unscaled = convert(array, "mask", decimals="int64")
+    assert unscaled["x"].tolist() == [-150, 0, 225]
+    assert unscaled["x"].dtype == torch.int64
+    assert unscaled["x_mask"].tolist() == [True, False, True]
+    real = convert(array, "mask", decimals="float64")
+    assert real["x"].tolist() == [-1.5, 0, 2.25]
+    assert real["x"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", [pa.decimal128(38, 0), pa.decimal256(60, 0)], ids=str)
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 2**64 + 5])
+def test_an_unscaled_integer_beyond_int64_is_refused(kind: pa.DataType, value: int) -> None:
+    with pytest.raises(EncpipeError, match="beyond int64") as caught:
+        convert(pa.array([1, value], pa.decimal128(38, 0)).cast(kind), decimals="int64")
+    assert caught.value.code == "unsupported"
+    edges = pa.array([2**63 - 1, -(2**63)], pa.decimal128(38, 0)).cast(kind)
+    assert convert(edges, decimals="int64")["x"].tolist() == [2**63 - 1, -(2**63)]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int8(), pa.string())], ids=str
+)
+def test_text_may_stay_in_arrow(kind: pa.DataType) -> None:
+    array = pa.array(["a", None, "c", "d"], pa.string()).cast(kind)
+    table = pa.table({"x": array})
+    converter = Converter(table.schema, "mask", conversion=Conversion(strings="arrow"))
+    first, second = converter.split(converter.load(table), 3)
+    assert isinstance(first["x"], pa.Array)
+    assert first["x"].cast(pa.string()).to_pylist() == ["a", "", "c"]
+    assert first["x_mask"].tolist() == [True, False, True]
+    assert second["x"].cast(pa.string()).to_pylist() == ["d"]
+
+
+EVERY = {
+    "int": pa.array([1, None, 3, 4, 5], pa.int16()),
+    "real": pa.array([0.5, 1.5, None, 3.5, 4.5]),
+    "flag": pa.array([True, False, None, True, True]),
+    "time": pa.array([1, 2, 3, None, 5], pa.timestamp("us")),
+    "day": pa.array([1, 2, 3, 4, None], pa.date32()),
+    "pair": pa.array([[1, 2], None, [3, 4], [5, None], [7, 8]], pa.list_(pa.float32(), 2)),
+    "wide": pa.array([[n] * 40 for n in range(5)], pa.list_(pa.int64(), 40)),
+    "list": pa.array([[1], None, [], [2, 3], [4]]),
+    "price": pa.array([decimal.Decimal(n) / 4 for n in range(5)], pa.decimal128(10, 2)),
+    "text": pa.array(["a", None, "c", "d", "e"]),
+    "blob": pa.array([b"a", b"", None, b"d", b"e"]),
+    "word": pa.array(["u", "v", "u", None, "v"]).dictionary_encode(),
+    "level": pa.array([7, 8, None, 7, 8]).dictionary_encode(),
+}
+CHOICES = [
+    Conversion(decimals="int64"),
+    Conversion(decimals="float64", lists="pad", strings="arrow", dtypes={"real": torch.float32}),
+]
+
+
+def same(found: dict[str, Any], expected: dict[str, Any]) -> bool:
+    return list(found) == list(expected) and all(
+        torch.equal(found[name], value) and found[name].dtype == value.dtype
+        if isinstance(value, torch.Tensor)
+        else found[name] == value
+        for name, value in expected.items()
+    )
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=["offsets", "pad"])
+@pytest.mark.parametrize("borders", [[0, 2, 5], [0, 1, 2, 5], [0, 0, 4, 5], [0, 5, 5]], ids=str)
+def test_chunks_do_not_matter(choice: Conversion, borders: list[int]) -> None:
+    table = pa.table(EVERY)
+    parts = [table.slice(start, stop - start) for start, stop in itertools.pairwise(borders)]
+    chunked = pa.concat_tables(parts)
+    assert chunked["int"].num_chunks == len(parts)
+    converter = Converter(table.schema, "mask", conversion=choice, stack={"x": ["int", "pair"]})
+    for order in (None, np.array([4, 0, 3, 1, 2])):
+        found, expected = (converter.finish(converter.load(one, order)) for one in (chunked, table))
+        assert same(found, expected)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=["offsets", "pad"])
+def test_an_order_gives_the_rows_in_that_order_and_some_only(choice: Conversion) -> None:
+    table = pa.table(EVERY)
+    converter = Converter(table.schema, "mask", conversion=choice)
+    for order in ([4, 2, 0, 1, 3], [3], [1, 1, 1, 4], []):
+        expected = converter.finish(converter.load(table.take(pa.array(order, pa.int64()))))
+        for kind in (np.int32, np.int64):
+            found = converter.finish(converter.load(table, np.array(order, kind)))
+            assert same(found, expected)
+
+
+def test_a_row_number_that_there_is_not_is_refused() -> None:
+    converter = Converter(pa.schema({"x": pa.int64()}))
+    for order in ([0, 3], [-1]):
+        with pytest.raises(IndexError):
+            converter.load(pa.table({"x": [1, 2, 3]}), np.array(order))
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=["offsets", "pad"])
+def test_no_rows_have_the_names_types_and_dimensions_of_some(choice: Conversion) -> None:
+    table = pa.table(EVERY)
+    converter = Converter(table.schema, "mask", conversion=choice, stack={"x": ["int", "pair"]})
+    some = converter.finish(converter.load(table))
+    for empty in (table.schema.empty_table(), table.slice(2, 0)):
+        none = converter.finish(converter.load(empty))
+        assert list(none) == list(some)
+        for name, value in some.items():
+            if isinstance(value, torch.Tensor):
+                assert (none[name].dtype, none[name].dim()) == (value.dtype, value.dim()), name
+                assert len(none[name]) == (1 if name.endswith("_offsets") else 0)
+        assert converter.split(converter.load(empty), 3) == []
+
+
+def test_batches_are_views_of_equal_rows_and_the_last_is_shorter() -> None:
+    table = pa.table({"x": np.arange(10), "s": [str(n) for n in range(10)]})
+    converter = Converter(table.schema)
+    batches = converter.split(converter.load(table), 4)
+    assert [batch["x"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [batch["s"] for batch in batches] == [list("0123"), list("4567"), list("89")]
+    assert batches[1]["x"].data_ptr() == batches[0]["x"].data_ptr() + 32
+
+
+def test_samples_are_rows_by_themselves() -> None:
+    table = pa.table(EVERY)
+    converter = Converter(table.schema, "mask", conversion=CHOICES[0], stack={"x": ["int", "flag"]})
+    found = converter.samples(converter.load(table))
+    assert len(found) == 5
+    assert found[3]["real"] == torch.tensor(3.5, dtype=torch.float64)
+    assert found[3]["list"].tolist() == [2, 3]
+    assert found[1]["list"].tolist() == []
+    assert found[3]["x"].tolist() == [4, 1]
+    assert found[3]["text"] == "d"
+    assert found[2]["text_mask"].item() is True
+    assert found[1]["pair"].tolist() == [0, 0]
+
+
+def test_a_few_rows_of_views_are_given_although_arrow_takes_none() -> None:
+    array = pa.array([str(n) for n in range(20)], pa.string_view())
+    converter = Converter(pa.schema({"x": pa.string_view()}))
+    assert converter.finish(converter.load(pa.table({"x": array}), np.array([7])))["x"] == ["7"]
