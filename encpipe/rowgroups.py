@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,7 +60,6 @@ class RowGroups:
     def __init__(self, plan: Plan, *, open_files: int = MAX_OPEN_FILES) -> None:
         self._plan = plan
         self._handles = _Handles(open_files)
-        self._close = weakref.finalize(self, self._handles.close)  # also before the interpreter ends
         self._starts = list(itertools.accumulate((len(f.row_groups) for f in plan.files), initial=0))
         self._lock = threading.Lock()
         self._judging: dict[int, threading.Lock] = {}
@@ -128,7 +126,7 @@ class RowGroups:
 
     def close(self) -> None:
         """Close all files; those that are being read are closed when the read ends. Idempotent."""
-        self._close()
+        self._handles.close()
 
     def __enter__(self) -> RowGroups:
         return self

@@ -535,6 +535,7 @@ ENDINGS = {
     "midway": "rows = iter(dataset.scan()); next(rows)",
     "with a reader": "reader = dataset.scan().to_reader(); reader.read_next_batch()",
     "with a dataset": "sealed = dataset.to_pyarrow(trust_storage_after_the_check=True); sealed.head(1)",
+    "with open row groups": "groups = dataset.scan().row_groups(); list(map(groups.read, range(9)))",
     "amid a filter": "tables = dataset.scan(['id'], [('id', '>', 5)]).tables(); next(tables)",
 }
 
