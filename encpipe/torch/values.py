@@ -71,6 +71,8 @@ def _join(columns: Sequence[Column]) -> Column:
     if isinstance(first, pa.Array):
         return arrowrows.concat(columns)
     if isinstance(first, torch.Tensor):
+        if first.device.type != "cpu":
+            return torch.cat([*columns])
         made = _empty(first, sum(map(len, columns)))
         if made.numel():
             np.concatenate([_opaque(column, 1) for column in columns if len(column)], out=_opaque(made, 1))
