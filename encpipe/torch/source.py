@@ -59,7 +59,8 @@ class RowGroupSource(Protocol):
         ...
 
     def read(self, row_group: int) -> pa.Table:
-        """The rows of a row group, in their order."""
+        """The rows of a row group, in their order, in memory of their own: batches may be views of it, and
+        may be written to."""
         ...
 
     def close(self) -> None:
