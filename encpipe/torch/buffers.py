@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ def is_wide(width: int, dtype: np.dtype[Any]) -> bool:
     return width * dtype.itemsize >= _WIDE
 
 
+@cache
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any] | None:
     """The same type in NumPy; None where it has none (bfloat16)."""
     try:

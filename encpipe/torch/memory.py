@@ -33,7 +33,7 @@ class Memory:
     def __init__(self, idle: int = IDLE) -> None:
         self._limit, self._idle = idle, 0
         self._lock = threading.Lock()
-        self._blocks: dict[int, list[Bytes]] = defaultdict(list)
+        self._blocks: dict[int, list[_Block]] = defaultdict(list)
 
     @property
     def idle(self) -> int:
@@ -45,10 +45,10 @@ class Memory:
         if size < LEAST:
             return np.empty(size, np.uint8)
         kept = _rounded(size)
-        block = self._pop(kept)
-        return np.asarray(_Lease(self, _aligned(kept) if block is None else block))[:size]
+        block = self._pop(kept) or _Block(kept)
+        return np.asarray(_Lease(self, block))[:size]
 
-    def _pop(self, size: int) -> Bytes | None:
+    def _pop(self, size: int) -> _Block | None:
         if not self._lock.acquire(blocking=False):
             return None
         try:
@@ -60,14 +60,14 @@ class Memory:
         finally:
             self._lock.release()
 
-    def take_back(self, block: Bytes) -> None:
+    def take_back(self, block: _Block) -> None:
         """Keep a block for the next who needs one, or let it go."""
         if not self._lock.acquire(blocking=False):
             return
         try:
-            if self._idle + block.nbytes <= self._limit:
-                self._idle += block.nbytes
-                self._blocks[block.nbytes].append(block)
+            if self._idle + block.size <= self._limit:
+                self._idle += block.size
+                self._blocks[block.size].append(block)
         finally:
             self._lock.release()
 
@@ -82,21 +82,28 @@ class Memory:
         self._lock = threading.Lock()
 
 
+class _Block:
+    """Aligned memory, and how NumPy sees it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        memory = np.empty(size + _ALIGN, np.uint8)
+        start = -memory.ctypes.data % _ALIGN
+        self.array: Bytes = memory[start : start + size]
+        self.interface = self.array.__array_interface__
+
+
 class _Lease:
     """Owns a block for as long as an array refers to it."""
 
-    def __init__(self, memory: Memory, block: Bytes) -> None:
+    __slots__ = ("__array_interface__", "_block", "_memory")
+
+    def __init__(self, memory: Memory, block: _Block) -> None:
         self._memory, self._block = memory, block
-        self.__array_interface__ = block.__array_interface__
+        self.__array_interface__ = block.interface
 
     def __del__(self) -> None:
         self._memory.take_back(self._block)
-
-
-def _aligned(size: int) -> Bytes:
-    block = np.empty(size + _ALIGN, np.uint8)
-    start = -block.ctypes.data % _ALIGN
-    return block[start : start + size]
 
 
 def _rounded(size: int) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,13 @@ import pyarrow as pa
 import torch
 
 from encpipe.torch import arrowrows
-from encpipe.torch.buffers import Order
-from encpipe.torch.memory import MEMORY
+from encpipe.torch.buffers import Order, empty, numpy_dtype
 
 Objects: TypeAlias = npt.NDArray[np.object_]
 Column: TypeAlias = "torch.Tensor | Objects | pa.Array"
 Values: TypeAlias = dict[str, Column]
+
+_SAME_SIZE = {1: torch.uint8, 2: torch.int16}
 
 
 def length(values: Mapping[str, Column]) -> int:
@@ -53,9 +54,9 @@ def _take(column: Column, order: Order) -> Column:
     if not isinstance(column, torch.Tensor):
         return column.take(order)
     made = _empty(column, len(order))
-    width = _row_bytes(column)
     if made.numel():
-        np.take(_opaque(column, width), order, out=_opaque(made, width), mode="clip")
+        item = _item(_row_bytes(column))
+        np.take(_opaque(column, item), order, out=_opaque(made, item), mode="clip")
     return made
 
 
@@ -75,7 +76,8 @@ def _join(columns: Sequence[Column]) -> Column:
             return torch.cat([*columns])
         made = _empty(first, sum(map(len, columns)))
         if made.numel():
-            np.concatenate([_opaque(column, 1) for column in columns if len(column)], out=_opaque(made, 1))
+            item = _item(_row_bytes(first))
+            np.concatenate([_opaque(column, item) for column in columns], out=_opaque(made, item))
         return made
     return np.concatenate(columns)
 
@@ -105,28 +107,36 @@ def _interleave(columns: Sequence[Column], run: int) -> Column:
             out[:, number] = column.reshape(-1, run)
         return out.reshape(-1)
     made = _empty(first, count * rows)
-    width = run * _row_bytes(first)
     if made.numel():
-        # runs of rows as opaque items: NumPy then moves each in one piece
-        target = _opaque(made, width).reshape(-1, count)
+        item = _item(run * _row_bytes(first))
+        target = _opaque(made, item).reshape(-1, count)
         for number, column in enumerate(columns):
-            target[:, number] = _opaque(column, width)
+            target[:, number] = _opaque(column, item)
     return made
 
 
 def _empty(like: torch.Tensor, rows: int) -> torch.Tensor:
     shape = (rows, *like.shape[1:])
-    size = math.prod(shape) * like.element_size()
-    if not size:  # torch cannot view nothing as another type
+    dtype = numpy_dtype(like.dtype)
+    if dtype is None:
         return torch.empty(shape, dtype=like.dtype)
-    return torch.from_numpy(MEMORY.empty(size)).view(like.dtype).reshape(shape)
+    return torch.from_numpy(empty(shape, dtype))
 
 
 def _row_bytes(tensor: torch.Tensor) -> int:
     return int(tensor.element_size() * math.prod(tensor.shape[1:]))
 
 
-def _opaque(tensor: torch.Tensor, width: int) -> npt.NDArray[np.void]:
-    """The tensor's memory as items of `width` bytes."""
-    flat: npt.NDArray[np.uint8] = tensor.contiguous().view(torch.uint8).numpy().reshape(-1)
-    return flat.view(f"V{width}")
+def _opaque(tensor: torch.Tensor, item: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    """The tensor's memory as opaque items, which NumPy moves in one piece each."""
+    if not tensor.is_contiguous():
+        tensor = tensor.contiguous()
+    try:
+        array: npt.NDArray[Any] = tensor.numpy()
+    except TypeError:  # NumPy has no such type
+        array = tensor.view(_SAME_SIZE[tensor.element_size()]).numpy()
+    return (array if array.ndim == 1 else array.reshape(-1)).view(item)
+
+
+def _item(size: int) -> np.dtype[np.void]:
+    return np.dtype((np.void, size))
