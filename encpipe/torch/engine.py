@@ -1,13 +1,14 @@
 """One epoch of one owner: blocks read and decrypted by threads ahead of need, put in order, cut into batches.
 
-In memory at once: the current block of each lane that is owned, `prefetch` blocks ahead of need, and two
-chunks (of one batch or 8 MiB). Threads end with the iteration, also when it is broken off or raises.
+Not shuffled, batches are views of decoded row groups. Shuffled, threads put each row where it is given out
+(`encpipe.torch.stripes`). In memory at once are the blocks that the current batch comes from (one of each
+lane that is owned) and `prefetch` more; shuffled, the stripes that those reach into. Threads end with the
+iteration, also when it is broken off or raises.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import threading
 import time
 from collections import Counter, deque
@@ -15,21 +16,25 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
 from encpipe.torch.conversion import Batch, Converter
-from encpipe.torch.order import RUN, Block, Order, Piece, pieces, stretches
+from encpipe.torch.order import Block, Order, Piece, pieces, stretches
 from encpipe.torch.share import LaneShare, RangeShare
 from encpipe.torch.source import RowGroupSource
 from encpipe.torch.stats import Meter
-from encpipe.torch.values import Values, cut, interleave, join, length
+from encpipe.torch.stripes import Stripes, Weave
+from encpipe.torch.values import Values, cut, join, length
 
-CHUNK_ROWS: Final = 32_768
-CHUNK_BYTES: Final = 8 * 2**20
-"""Lanes are interleaved this much at a time: the calls are cheap then, and it stays in cache."""
+STRIPE_ROWS: Final = 131_072
+STRIPE_BYTES: Final = 32 * 2**20
+"""A stripe has so many rows, or so many bytes of file, or one batch if that is more."""
+
+_READER: Final = "encpipe-loader"
 
 Chunks = Generator[Values, None, None]
 
@@ -54,49 +59,60 @@ def batches(plan: Plan, meter: Meter) -> Generator[Batch, None, None]:
     """The batches of `plan`, in order."""
     if plan.batches == 0:
         return
-    with closing(_chunks(plan, meter)) as chunks:
-        yield from itertools.islice(_cut_up(chunks, plan.batch_size, plan.converter), plan.batches)
-
-
-def _chunks(plan: Plan, meter: Meter) -> Chunks:
-    reading = ThreadPoolExecutor(plan.threads, thread_name_prefix="encpipe-loader")
-    loading = _Loading(plan, reading, meter)
+    reading = ThreadPoolExecutor(plan.threads, thread_name_prefix=_READER)
     try:
-        found = _padded(loading, plan.share.rows - plan.share.padding, plan.share.padding)
-        if loading.interleaved or plan.move is not None:
-            found = _ahead(found, plan.move, meter)
-        with closing(found):
-            yield from found
+        with closing(_chunks(plan, reading, meter)) as chunks:
+            yield from itertools.islice(_cut_up(chunks, plan.batch_size, plan.converter), plan.batches)
     finally:
+        _end(reading, plan.source)
+
+
+def _end(reading: ThreadPoolExecutor, source: RowGroupSource) -> None:
+    """End the threads and let go of files, before this returns if that can be."""
+
+    def end() -> None:
         reading.shutdown(wait=True, cancel_futures=True)
-        plan.source.close()
+        source.close()
+
+    if threading.current_thread().name.startswith(_READER):
+        # garbage collection runs in any thread: a reader cannot wait for itself, nor for a lock that it holds
+        threading.Thread(target=end, name="encpipe-end").start()
+    else:
+        end()
 
 
-def _ahead(chunks: Chunks, move: Callable[[Values], Values] | None, meter: Meter) -> Chunks:
-    """The same chunks, the next one made by a thread while one is used."""
-
-    def make() -> Values | None:
-        found = next(chunks, None)
-        return found if found is None or move is None else move(found)
-
-    with closing(chunks), ThreadPoolExecutor(1, thread_name_prefix="encpipe-order") as making:
-        coming = making.submit(make)
-        while (chunk := meter.wait(coming)) is not None:
-            coming = making.submit(make)
-            yield chunk
-
-
-def _padded(loading: _Loading, rows: int, padding: int) -> Chunks:
-    again: Values = {}
-    with closing(loading.chunks(rows)) as chunks:
+def _chunks(plan: Plan, reading: ThreadPoolExecutor, meter: Meter) -> Chunks:
+    """All rows of the owner, its padding included, where they are wanted."""
+    loading = _Loading(plan, reading, meter)
+    found = loading.shuffled(plan.order) if plan.order is not None else loading.in_order()
+    with closing(_padded(plan, found)) as chunks:
         for chunk in chunks:
-            rows -= length(chunk)
-            if padding and rows == 0:
+            yield chunk if plan.move is None else plan.move(chunk)
+
+
+def _padded(plan: Plan, chunks: Chunks) -> Chunks:
+    padding = plan.share.padding
+    left = plan.share.rows - padding
+    again: Values = {}
+    with closing(chunks):
+        for found in chunks:
+            chunk = cut(found, 0, left) if length(found) > left else found
+            left -= length(chunk)
+            if padding and left == 0:
                 tail = cut(chunk, length(chunk) - 1, length(chunk))
                 again = cut(join([tail] * (padding + 1)), 1, padding + 1)  # a copy: batches may be written to
             yield chunk
+            if left == 0:
+                break
     if padding:
-        yield again or loading.last_row(padding)
+        yield again or _last_row(plan, padding)
+
+
+def _last_row(plan: Plan, times: int) -> Values:
+    """The last row of the dataset, so often: for a rank that has none of its own to give again."""
+    last = max(row_group for row_group, count in enumerate(plan.source.rows) if count)
+    table = plan.source.read(last)
+    return plan.converter.load(table.take(np.full(times, len(table) - 1)))
 
 
 def _cut_up(chunks: Iterable[Values], rows: int, converter: Converter) -> Iterator[Batch]:
@@ -123,171 +139,132 @@ def _cut_up(chunks: Iterable[Values], rows: int, converter: Converter) -> Iterat
         yield converter.finish(join(held))
 
 
-@dataclass(frozen=True)
-class _Task:
-    """Pieces to read together, to be shuffled as `block` when there is one, less their first `skip` rows."""
-
-    pieces: tuple[Piece, ...]
-    block: Block | None = None
-    skip: int = 0
-
-
 class _Loading:
-    """Loads blocks in the order of need, and gives their rows out in the order of the epoch."""
+    """Loads what an owner needs, ahead of need."""
 
     def __init__(self, plan: Plan, pool: ThreadPoolExecutor, meter: Meter) -> None:
         self._plan, self._pool, self._meter = plan, pool, meter
-        self._tasks: list[_Task] = []
-        self._turns: dict[int, deque[int]] = {}
-        share, order = plan.share, plan.order
-        if isinstance(share, RangeShare):
-            self._tasks = [_Task((piece,)) for piece in pieces(share.ranges, plan.source.rows)]
-        elif order is not None:
-            lanes = {lane: list(_tasks(order, lane, share.positions[lane])) for lane in share.lanes}
-            self._tasks, self._turns = _by_need(lanes)
-        self.interleaved = len(self._turns) > 1
-        self._futures: dict[int, Future[Values]] = {}
-        self._submitted = self._taken = 0
-        self._cut_groups = _CutGroups(plan.source, self._tasks)
-        self._current: dict[int, tuple[Values, int]] = {}
 
-    def chunks(self, rows: int) -> Chunks:
-        """The next `rows` rows of the owner."""
-        return self._interleaved(rows) if self.interleaved else self._one_after_another(rows)
+    def in_order(self) -> Chunks:
+        """The owner's rows in the dataset's order, a row group or what is wanted of it at a time."""
+        assert isinstance(self._plan.share, RangeShare)
+        wanted = list(pieces(self._plan.share.ranges, self._plan.source.rows))
+        reading = _CutGroups(self._plan.source, wanted)
+        for future in self._ahead([partial(self._load, [piece], reading) for piece in wanted]):
+            yield from self._meter.wait(future)
 
-    def last_row(self, times: int) -> Values:
-        """The last row of the dataset, so often: for a rank that has none of its own to give again."""
-        rows = self._plan.source.rows
-        last = max(row_group for row_group, count in enumerate(rows) if count)
-        return self._plan.converter.load(self._plan.source.read(last), np.full(times, rows[last] - 1))
-
-    def _one_after_another(self, rows: int) -> Chunks:
-        for number in range(len(self._tasks)):
-            values = self._load(number)
-            if length(values) >= rows:
-                yield cut(values, 0, rows)
-                return
-            rows -= length(values)
-            yield values
-
-    def _interleaved(self, rows: int) -> Chunks:
+    def shuffled(self, order: Order) -> Chunks:
+        """The owner's rows in the order of the epoch, a stripe at a time."""
         share = self._plan.share
         assert isinstance(share, LaneShare)
-        positions = list(share.positions)
-        wanted = _chunk_rows(self._plan, len(share.lanes))
-        while rows > 0:
-            at_once = min(rows, wanted)
-            for stretch in list(stretches(positions, share.lengths, share.lanes, RUN, at_once)):
-                parts = [self._take(lane, stretch.rows) for lane in stretch.lanes]
-                for lane in stretch.lanes:
-                    positions[lane] += stretch.rows
-                yield interleave(parts, RUN) if len(parts) > 1 else parts[0]
-            rows -= at_once
+        rows = share.rows - share.padding
+        weave = Weave(stretches(share.left, share.run, rows), share.run, _stripe_rows(self._plan))
+        stripes = Stripes(weave)
+        tasks = _by_need(order, share, weave)
+        reading = _CutGroups(self._plan.source, [piece for _, block in tasks for piece in block.pieces])
 
-    def _take(self, lane: int, rows: int) -> Values:
-        """The next rows of a lane."""
-        parts = []
-        while rows > 0:
-            if lane not in self._current:
-                self._current[lane] = self._load(self._turns[lane].popleft()), 0
-            values, start = self._current[lane]
-            stop = min(length(values), start + rows)
-            parts.append(cut(values, start, stop))
-            rows -= stop - start
-            if stop == length(values):
-                del self._current[lane]
-            else:
-                self._current[lane] = values, stop
-        return join(parts)
+        def place(block: Block) -> None:
+            parts = self._load(block.pieces, reading)
+            start = time.perf_counter()
+            placements = list(weave.placements(block.lane, block.start, block.start + block.rows))
+            stripes.place(parts, order.permutation(block), placements)
+            self._meter.loaded(converting=time.perf_counter() - start)
 
-    def _load(self, number: int) -> Values:
-        """What a task gives; those after it, up to `prefetch`, are begun."""
-        last = min(len(self._tasks), max(number, self._taken) + self._plan.prefetch + 1)
-        while self._submitted < last:
-            self._futures[self._submitted] = self._pool.submit(self._run, self._tasks[self._submitted])
-            self._submitted += 1
-        self._taken += 1
-        future = self._futures.pop(number)
-        return future.result() if self.interleaved else self._meter.wait(future)
+        done = 0
+        loads = self._ahead([partial(place, block) for _, block in tasks])
+        for (first, _), future in zip(tasks, loads, strict=True):
+            while first >= (done + 1) * weave.stripe_rows:
+                yield stripes.take(done)
+                done += 1
+            self._meter.wait(future)
+        while done * weave.stripe_rows < weave.rows:
+            yield stripes.take(done)
+            done += 1
 
-    def _run(self, task: _Task) -> Values:
+    def _ahead(self, calls: Sequence[Callable[[], Any]]) -> Iterator[Future[Any]]:
+        """The calls' futures, in order; `prefetch` more are under way when one is given."""
+        under_way: deque[Future[Any]] = deque()
+        for call in calls:
+            under_way.append(self._pool.submit(call))
+            if len(under_way) > self._plan.prefetch:
+                yield under_way.popleft()
+        yield from under_way
+
+    def _load(self, wanted: Sequence[Piece], reading: _CutGroups) -> list[Values]:
+        """The rows of each piece, as they are stored."""
         start = time.perf_counter()
-        tables = [self._cut_groups.read(piece) for piece in task.pieces]
-        table = pa.concat_tables(tables) if len(tables) > 1 else tables[0]
+        tables = reading.read(wanted)
         read = time.perf_counter()
-        shuffled = self._plan.order
-        order = shuffled.permutation(task.block) if shuffled is not None and task.block is not None else None
-        values = self._plan.converter.load(table, order)
+        values = [self._plan.converter.load(table) for table in tables]
         sizes, rows = self._plan.source.sizes, self._plan.source.rows
         self._meter.loaded(
-            size=sum(sizes[piece.row_group] * piece.rows / rows[piece.row_group] for piece in task.pieces),
+            size=sum(sizes[piece.row_group] * piece.rows / rows[piece.row_group] for piece in wanted),
             reading=read - start,
             converting=time.perf_counter() - read,
         )
-        return cut(values, task.skip, length(values)) if task.skip else values
+        return values
 
 
 class _CutGroups:
     """Reads pieces; a row group of which several are wanted is read once and kept until the last is taken."""
 
-    def __init__(self, source: RowGroupSource, tasks: Sequence[_Task]) -> None:
+    def __init__(self, source: RowGroupSource, wanted: Iterable[Piece]) -> None:
         self._source = source
         self._lock = threading.Lock()
-        wanted = Counter(piece.row_group for task in tasks for piece in task.pieces)
-        self._left = {row_group: count for row_group, count in wanted.items() if count > 1}
+        self._left = Counter(piece.row_group for piece in wanted)
         self._reads: dict[int, Future[pa.Table]] = {}
 
-    def read(self, piece: Piece) -> pa.Table:
-        table = self._whole(piece.row_group)
-        return table if piece.rows == len(table) else table.slice(piece.start, piece.rows)
+    def read(self, wanted: Sequence[Piece]) -> list[pa.Table]:
+        """The rows of each piece."""
+        claims = [self._claim(piece.row_group) for piece in wanted]
+        for claim, piece in zip(claims, wanted, strict=True):
+            if claim.mine:  # before waiting for what another thread reads
+                self._settle(claim.read, piece.row_group)
+        return [_rows_of(claim.read.result(), piece) for claim, piece in zip(claims, wanted, strict=True)]
 
-    def _whole(self, row_group: int) -> pa.Table:
+    def _claim(self, row_group: int) -> _Claim:
         with self._lock:
-            if row_group not in self._left:
-                mine = reading = None
-            else:
-                mine = None if row_group in self._reads else Future[pa.Table]()
-                reading = self._reads.setdefault(row_group, mine) if mine else self._reads[row_group]
-                self._left[row_group] -= 1
-                if not self._left[row_group]:
-                    del self._left[row_group], self._reads[row_group]
-        if reading is None:
-            return self._source.read(row_group)
-        if mine is not None:
-            try:
-                mine.set_result(self._source.read(row_group))
-            except BaseException as error:  # noqa: BLE001 - whoever waits for it is to get it too
-                mine.set_exception(error)
-        return reading.result()
+            found = self._reads.get(row_group)
+            claim = _Claim(found, mine=False) if found is not None else _Claim(Future(), mine=True)
+            left = self._left[row_group] = self._left[row_group] - 1
+            if left and claim.mine:
+                self._reads[row_group] = claim.read
+            elif not left:
+                self._reads.pop(row_group, None)
+        return claim
+
+    def _settle(self, read: Future[pa.Table], row_group: int) -> None:
+        try:
+            read.set_result(self._source.read(row_group))
+        except BaseException as error:  # noqa: BLE001 - whoever waits for it is to get it too
+            read.set_exception(error)
 
 
-def _tasks(order: Order, lane: int, position: int) -> Iterator[_Task]:
-    """What is to be read of a lane from `position` on."""
-    for block in order.lanes[lane][max(0, order.block_at(lane, position)) :]:
-        skip = max(0, position - block.start)
-        if skip < block.rows:
-            yield _Task(block.pieces, block, skip)
+@dataclass(frozen=True)
+class _Claim:
+    """A row group's read, and whether it is this thread's to do."""
+
+    read: Future[pa.Table]
+    mine: bool
 
 
-def _by_need(lanes: dict[int, list[_Task]]) -> tuple[list[_Task], dict[int, deque[int]]]:
-    """All tasks in the order in which their first rows come, and for each lane the numbers of its own."""
-    keyed = [
-        ((task.block.start + task.skip) // RUN, lane, n, task)
-        for lane, found in lanes.items()
-        for n, task in enumerate(found)
-        if task.block is not None
-    ]
-    keyed.sort(key=lambda item: item[:3])
-    turns: dict[int, deque[int]] = {lane: deque() for lane in lanes}
-    for number, (_, lane, _, _) in enumerate(keyed):
-        turns[lane].append(number)
-    return [task for *_, task in keyed], turns
+def _rows_of(table: pa.Table, piece: Piece) -> pa.Table:
+    return table if piece.rows == len(table) else table.slice(piece.start, piece.rows)
 
 
-def _chunk_rows(plan: Plan, lanes: int) -> int:
-    """Rows to interleave at once: whole batches and whole rounds, if that does not take too many."""
-    total = max(1, sum(plan.source.rows))
-    most = min(CHUNK_ROWS, int(CHUNK_BYTES * total / max(1, sum(plan.source.sizes))))
-    both = math.lcm(plan.batch_size, RUN * lanes)
-    unit = both if both <= 2 * CHUNK_ROWS else plan.batch_size
-    return max(1, most // unit) * unit
+def _by_need(order: Order, share: LaneShare, weave: Weave) -> list[tuple[int, Block]]:
+    """The blocks that are needed, each with the first of the owner's rows that comes from it, by that row."""
+    found = []
+    for lane, ranges in share.left.items():
+        for block in order.blocks(lane, ranges):
+            first = weave.first(lane, block.start, block.start + block.rows)
+            if first is not None:
+                found.append((first, block))
+    return sorted(found, key=lambda need: need[0])
+
+
+def _stripe_rows(plan: Plan) -> int:
+    """Whole batches."""
+    total, size = max(1, sum(plan.source.rows)), max(1, sum(plan.source.sizes))
+    most = min(STRIPE_ROWS, STRIPE_BYTES * total // size)
+    return max(1, most // plan.batch_size) * plan.batch_size

@@ -18,7 +18,7 @@ from encpipe.projection import OnMissingKey
 from encpipe.torch.conversion import Batch, Converter
 from encpipe.torch.engine import Plan, batches
 from encpipe.torch.order import Order, Shape
-from encpipe.torch.share import LaneShare, Place, RangeShare, Uneven, check_place
+from encpipe.torch.share import LaneShare, Place, RangeShare, Uneven, check_place, one_worker_only
 from encpipe.torch.source import RowGroupSource
 from encpipe.torch.state import Binding, LoaderState, parse_state
 from encpipe.torch.stats import Meter
@@ -153,20 +153,16 @@ class Session:
     def __init__(self, feed: Feed, epoch: int, state: LoaderState | None, place: Place) -> None:
         self._feed, self.epoch = feed, epoch
         source = feed.source
-        left = state.left if state is not None else None
+        left, exact = (state.left, state.exact) if state is not None else (None, ())
         self._order: Order | None = None
         self._share: LaneShare | RangeShare
         if feed.shape.shuffle:
-            self._order = Order(source.core_digest, source.rows, source.sizes, feed.shape, epoch)
-            self._share = LaneShare(place, self._order.lengths, left, feed.uneven)
+            order = self._order = Order(source.core_digest, source.rows, source.sizes, feed.shape, epoch)
+            self._share = LaneShare(place, order.lengths, order.run, left, feed.uneven, exact=exact)
         else:
-            self._share = RangeShare(place, sum(source.rows), left, feed.uneven)
-        if state is not None and not set(self._share.relies_on) <= set(state.exact):
-            raise ConfigError(
-                "the resume state is that of one worker process, and this loader needs those of all",
-                hint="encpipe.torch.merge_states makes one out of them",
-                code="resume-state",
-            )
+            self._share = RangeShare(place, sum(source.rows), left, feed.uneven, exact=exact)
+        if state is not None and not set(self._share.exact) <= set(exact) and len(exact) < len(state.left):
+            raise one_worker_only()
         self._over = state is not None and state.finished
         self.batches = 0 if self._over else self._share.batches(feed.batch_size, drop_last=feed.drop_last)
         """How many batches there are in all."""

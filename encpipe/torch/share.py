@@ -8,12 +8,13 @@ is left is cut into equal parts, one after another, for every worker of every ra
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 from encpipe.errors import ConfigError
-from encpipe.torch.order import RUN, advance
+from encpipe.torch.order import Range, stretches
 
 Uneven: TypeAlias = Literal["drop", "pad"]
 """What makes ranks equally long where rows do not divide: leaving out the surplus, or giving a rank's last
@@ -21,7 +22,6 @@ row again (the dataset's last, where it has none). With one rank nothing is left
 
 _UNEVEN: Final = get_args(Uneven)
 
-Range: TypeAlias = tuple[int, int]
 Parts: TypeAlias = tuple[tuple[Range, ...], ...]
 
 
@@ -33,6 +33,26 @@ class Place:
     world_size: int = 1
     worker: int = 0
     workers: int = 1
+
+    def all(self) -> list[Place]:
+        """Every worker of every rank."""
+        ranks, workers = range(self.world_size), range(self.workers)
+        return [Place(rank, self.world_size, worker, self.workers) for rank in ranks for worker in workers]
+
+    def likes(self) -> list[Place]:
+        """The workers of this number in all ranks, this one included: they give equally many batches."""
+        return [place for place in self.all() if place.worker == self.worker]
+
+    @property
+    def number(self) -> int:
+        """Where this stands in `all`."""
+        return self.rank * self.workers + self.worker
+
+    def lanes(self, lanes: int) -> range:
+        """The lanes, of so many, that this owns."""
+        each = lanes // self.world_size
+        first, last = (each * n // self.workers for n in (self.worker, self.worker + 1))
+        return range(self.rank * each + first, self.rank * each + last)
 
 
 def check_place(rank: int, world_size: int, uneven: str, lanes: int | None) -> None:
@@ -51,14 +71,14 @@ def check_place(rank: int, world_size: int, uneven: str, lanes: int | None) -> N
 class Share:
     """What one place gives of what is left, and what is left when all have given equally many rows.
 
-    `left` are the rows of each place with this worker number, rank by rank: they give equally many.
+    `sizes` are the rows of each place with this worker number, rank by rank: they give equally many.
     """
 
-    def __init__(self, place: Place, left: Sequence[int], uneven: Uneven) -> None:
+    def __init__(self, place: Place, sizes: Sequence[int], uneven: Uneven) -> None:
         self.place = place
-        self.rows = min(left) if uneven == "drop" else max(left)
+        self.rows = min(sizes) if uneven == "drop" else max(sizes)
         """How many rows this place gives."""
-        self.padding = max(0, self.rows - left[place.rank])
+        self.padding = max(0, self.rows - sizes[place.rank])
         """How many of them are its last row once more."""
 
     def batches(self, batch_size: int, *, drop_last: bool) -> int:
@@ -70,109 +90,124 @@ class Share:
         """The parts of which this place knows what is left: its own, and its like's in the other ranks."""
         raise NotImplementedError
 
-    @property
-    def relies_on(self) -> tuple[int, ...]:
-        """The parts of what was left that have to be known exactly for this share to be right."""
-        return self.exact
-
     def after(self, rows: int) -> Parts:
         """What is left of all parts when every place has given `rows` rows."""
         raise NotImplementedError
 
 
 class LaneShare(Share):
-    """A place of a shuffled epoch: whole lanes of `lengths` rows."""
+    """A place of a shuffled epoch: whole lanes of `lengths` rows, which take turns with runs of `run` rows.
 
-    def __init__(self, place: Place, lengths: Sequence[int], left: Parts | None, uneven: Uneven) -> None:
-        self.lengths = tuple(lengths)
-        self.positions = (0,) * len(self.lengths) if left is None else _positions(left, self.lengths)
-        """How many rows of each lane are gone."""
-        self._all = [self._lanes(place, rank) for rank in range(place.world_size)]
-        self.lanes = self._all[place.rank]
-        super().__init__(place, [self._left(lanes) for lanes in self._all], uneven)
+    Lanes that are not in step are brought there first: what is left of them before the first run that all of
+    them have whole (the *head*) is cut into equal parts for all places, whosever lanes it is of.
+    """
 
-    def _lanes(self, place: Place, rank: int) -> tuple[int, ...]:
-        each = len(self.lengths) // place.world_size
-        first, last = (each * n // place.workers for n in (place.worker, place.worker + 1))
-        return tuple(range(rank * each + first, rank * each + last))
+    def __init__(
+        self,
+        place: Place,
+        lengths: Sequence[int],
+        run: int,
+        left: Parts | None,
+        uneven: Uneven,
+        *,
+        exact: Collection[int] = (),
+    ) -> None:
+        self.run, self._lanes = run, len(lengths)
+        parts = tuple(((0, length),) for length in lengths) if left is None else left
+        _check_lanes(parts, lengths)
+        self._of = {other: self._whole_lanes(other, parts) for other in place.all()}
+        if left is not None and len(exact) == len(lengths):
+            self._share_head(parts, lengths)
+        self.left = self._of[place]
+        """The ranges of each lane that this place gives."""
+        sizes = [sum(map(_rows, self._of[like].values())) for like in place.likes()]
+        super().__init__(place, sizes, uneven)
 
-    def _left(self, lanes: Iterable[int]) -> int:
-        return sum(self.lengths[lane] - self.positions[lane] for lane in lanes)
+    def _whole_lanes(self, place: Place, parts: Parts) -> dict[int, tuple[Range, ...]]:
+        return {lane: parts[lane] for lane in place.lanes(self._lanes)}
+
+    def _share_head(self, parts: Parts, lengths: Sequence[int]) -> None:
+        """Bring lanes that are not in step there, together."""
+        begins = [
+            part[-1][0] if part and part[-1][1] == length else length
+            for part, length in zip(parts, lengths, strict=True)
+        ]
+        step = -(-max(begins) // self.run) * self.run
+        heads = [tuple(_overlap(part, 0, step)) for part in parts]
+        size = sum(map(_rows, heads))
+        for place, own in self._of.items():
+            first, last = (size * n // len(self._of) for n in (place.number, place.number + 1))
+            for lane, head in enumerate(heads):
+                rest = _overlap(own[lane], step, lengths[lane]) if lane in own else ()
+                own[lane] = (*_between(head, first, last), *rest)
+                first, last = first - _rows(head), last - _rows(head)
 
     @property
     def exact(self) -> tuple[int, ...]:
-        return tuple(lane for lanes in self._all for lane in lanes)
+        return tuple(lane for like in self.place.likes() for lane in like.lanes(self._lanes))
 
     def after(self, rows: int) -> Parts:
-        positions = dict(enumerate(self.positions))
-        for rank in range(self.place.world_size):
-            for worker in range(self.place.workers):
-                like = Place(rank, self.place.world_size, worker, self.place.workers)
-                lanes = self._lanes(like, rank)
-                positions |= advance(self.positions, self.lengths, lanes, RUN, rows)
-        return tuple(((positions[lane], length),) for lane, length in enumerate(self.lengths))
+        parts: list[list[Range]] = [[] for _ in range(self._lanes)]
+        for lanes in self._of.values():
+            gone: Counter[int] = Counter()
+            for stretch in stretches(lanes, self.run, rows):
+                gone.update(dict.fromkeys(stretch.lanes, stretch.rows))
+            for lane, ranges in lanes.items():
+                parts[lane].extend(_between(ranges, gone[lane], _rows(ranges)))
+        return tuple(tuple(_merged(sorted(part))) for part in parts)
 
 
 class RangeShare(Share):
     """A place of an epoch in the dataset's own order of `total` rows: one of as many parts as places."""
 
-    def __init__(self, place: Place, total: int, left: Parts | None, uneven: Uneven) -> None:
-        if left is not None:
-            _check_ranges(left, total)
-        places = place.world_size * place.workers
-        self._as_left = left is not None and len(left) == places
-        if left is not None and self._as_left:
-            self._parts = list(left)
-        else:
-            ranges = [(0, total)] if left is None else sorted(found for part in left for found in part)
-            size = _rows(ranges)
-            cuts = [size * n // places for n in range(places + 1)]
-            self._parts = [tuple(_between(ranges, *cut)) for cut in itertools.pairwise(cuts)]
-        self._left_parts = len(left) if left is not None else 0
-        self.ranges = self._parts[place.rank * place.workers + place.worker]
+    def __init__(
+        self, place: Place, total: int, left: Parts | None, uneven: Uneven, *, exact: Collection[int] = ()
+    ) -> None:
+        parts = (((0, total),),) if left is None else left
+        ranges = sorted(found for part in parts for found in part)
+        _check_ranges(ranges, total)
+        places = place.all()
+        if left is None or len(exact) == len(left):
+            cuts = [_rows(ranges) * n // len(places) for n in range(len(places) + 1)]
+            parts = tuple(tuple(_between(ranges, *cut)) for cut in itertools.pairwise(cuts))
+        elif len(left) != len(places):
+            raise one_worker_only()
+        self._parts = parts
+        self.ranges = parts[place.number]
         """The rows of this place, in order."""
-        super().__init__(place, [_rows(self._parts[n]) for n in _like(place)], uneven)
+        super().__init__(place, [_rows(parts[like.number]) for like in place.likes()], uneven)
 
     @property
     def exact(self) -> tuple[int, ...]:
-        return _like(self.place)
-
-    @property
-    def relies_on(self) -> tuple[int, ...]:
-        return self.exact if self._as_left else tuple(range(self._left_parts))
+        return tuple(like.number for like in self.place.likes())
 
     def after(self, rows: int) -> Parts:
         return tuple(tuple(_between(part, rows, _rows(part))) for part in self._parts)
 
 
-def _positions(left: Parts, lengths: Sequence[int]) -> tuple[int, ...]:
-    """Where each lane stands, of which the end is left. Raises `ConfigError` `resume-state`."""
-    found = tuple(length - _rows(part) for part, length in zip(left, lengths, strict=True))
-    if any(part not in ((), ((at, length),)) for part, at, length in zip(left, found, lengths, strict=True)):
-        raise _senseless()
-    return found
-
-
-def _check_ranges(left: Parts, total: int) -> None:
-    """Raise `ConfigError` `resume-state` for rows that the dataset does not have, or that come twice."""
-    ranges = sorted(found for part in left for found in part)
-    if any(stop > total for _, stop in ranges):
-        raise _senseless()
-    if any(stop > start for (_, stop), (start, _) in itertools.pairwise(ranges)):
-        raise _senseless()
-
-
-def _senseless() -> ConfigError:
+def one_worker_only() -> ConfigError:
+    """For a state that only one worker process can go on from."""
     return ConfigError(
-        "the resume state does not fit: it speaks of rows that the dataset does not have",
-        hint="it was changed, or put together by hand: take another one",
+        "the resume state is that of one worker process, and this loader needs those of all",
+        hint="encpipe.torch.merge_states makes one out of them",
         code="resume-state",
     )
 
 
-def _like(place: Place) -> tuple[int, ...]:
-    """The numbers of the parts of a worker and of its like in every other rank."""
-    return tuple(rank * place.workers + place.worker for rank in range(place.world_size))
+def _check_lanes(parts: Parts, lengths: Sequence[int]) -> None:
+    for part, length in zip(parts, lengths, strict=True):
+        _check_ranges(part, length)
+
+
+def _check_ranges(ranges: Sequence[Range], total: int) -> None:
+    """Raise `ConfigError` `resume-state` for rows that there are not, or that come twice."""
+    ends = [0, *(stop for _, stop in ranges)]
+    if ends[-1] > total or any(end > start for end, (start, _) in zip(ends, ranges, strict=False)):
+        raise ConfigError(
+            "the resume state does not fit: it speaks of rows that there are not, or of some twice",
+            hint="it was changed, or put together by hand: take another one",
+            code="resume-state",
+        )
 
 
 def _rows(ranges: Iterable[Range]) -> int:
@@ -187,3 +222,23 @@ def _between(ranges: Iterable[Range], first: int, last: int) -> Iterator[Range]:
         if begin < end:
             yield begin, end
         passed += stop - start
+
+
+def _overlap(ranges: Iterable[Range], first: int, last: int) -> Iterator[Range]:
+    """The ranges, as far as they lie between row `first` and row `last` (exclusive)."""
+    cut = ((max(start, first), min(stop, last)) for start, stop in ranges)
+    return ((start, stop) for start, stop in cut if start < stop)
+
+
+def _merged(ranges: Iterable[Range]) -> Iterator[Range]:
+    """The same rows in as few ranges as can be; `ranges` are sorted."""
+    held: Range | None = None
+    for start, stop in ranges:
+        if held is not None and held[1] == start:
+            held = held[0], stop
+            continue
+        if held is not None:
+            yield held
+        held = start, stop
+    if held is not None:
+        yield held

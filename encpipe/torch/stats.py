@@ -74,8 +74,8 @@ class Meter:
         finally:
             self._wait += time.perf_counter() - start
 
-    def loaded(self, *, size: float, reading: float, converting: float) -> None:
-        """A reader thread has loaded a block of `size` bytes."""
+    def loaded(self, *, size: float = 0.0, reading: float = 0.0, converting: float = 0.0) -> None:
+        """A reader thread has spent so much time, on `size` bytes."""
         with self._lock:
             self._bytes += size
             self._read += reading

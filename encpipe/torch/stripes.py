@@ -22,7 +22,7 @@ import torch
 from encpipe.torch import arrowrows
 from encpipe.torch.buffers import empty, scratch
 from encpipe.torch.order import Permutation, Stretch
-from encpipe.torch.values import Column, Values
+from encpipe.torch.values import Column, Values, join
 
 _PIECE_BYTES: Final = 64 * 1024
 """Gathered at once before it is put in place, so that it stays in the cache."""
@@ -151,19 +151,24 @@ class Stripes:
         self._lock = threading.Lock()
         self._open: dict[int, dict[str, Any]] = {}
 
-    def place(self, values: Values, order: Permutation, placements: Sequence[Placement]) -> None:
-        """Put the rows with the numbers in `order`, in that order, where `placements` say."""
-        targets = {placement.stripe: self._stripe(placement.stripe, values) for placement in placements}
-        for name, column in values.items():
+    def place(self, parts: Sequence[Values], order: Permutation, placements: Sequence[Placement]) -> None:
+        """Put rows where `placements` say: those that have the numbers in `order`, in that order.
+
+        Rows are numbered through all parts, one after another.
+        """
+        targets = {number: self._stripe(number, parts[0]) for number in {p.stripe for p in placements}}
+        for name, first in parts[0].items():
             columns = {number: stripe[name] for number, stripe in targets.items()}
-            if isinstance(column, torch.Tensor):
-                _place_dense(column, order, placements, columns)
-            elif isinstance(column, np.ndarray):
-                _place_objects(column, order, placements, columns)
-            else:
-                for placement in placements:
-                    taken = arrowrows.take(column, order[placement.source : placement.stop])
-                    columns[placement.stripe].pieces.append((taken, placement.targets()))
+            if isinstance(first, torch.Tensor):
+                _place_dense([part[name] for part in parts], order, placements, columns)
+                continue
+            column = join([{name: part[name]} for part in parts])[name]
+            for placement in placements:
+                rows, target = order[placement.source : placement.stop], columns[placement.stripe]
+                if isinstance(column, np.ndarray):
+                    target[placement.targets()] = column.take(rows)
+                else:
+                    target.pieces.append((arrowrows.take(column, rows), placement.targets()))
 
     def take(self, number: int) -> Values:
         """A stripe whose rows are all placed."""
@@ -189,19 +194,20 @@ def _room(column: Column, rows: int) -> Any:
 
 
 def _place_dense(
-    column: torch.Tensor,
+    parts: Sequence[Any],
     order: Permutation,
     placements: Sequence[Placement],
     targets: Mapping[int, torch.Tensor],
 ) -> None:
-    width = column.element_size() * column[:1].numel()
+    width = parts[0].element_size() * parts[0][:1].numel()
     if width == 0:
         return
-    source = _opaque(column, width)
+    sources = [_opaque(part, width) for part in parts]
     if width < _NARROW_BYTES:
-        hot = scratch(source.shape, source.dtype)
-        hot[:] = source
-        source = hot
+        source = scratch((len(order),), sources[0].dtype)
+        np.concatenate(sources, out=source)
+    else:
+        source = sources[0] if len(sources) == 1 else np.concatenate(sources)
     most = max(1, _PIECE_BYTES // width)
     moved = np.empty(min(most, len(order)), source.dtype)
     opaque = {number: _opaque(target, width) for number, target in targets.items()}
@@ -241,17 +247,6 @@ def _put(target: npt.NDArray[Any], start: int, stride: int, taken: npt.NDArray[A
 def _item(size: int) -> np.dtype[Any]:
     """Of so many bytes."""
     return np.dtype((np.void, size))
-
-
-def _place_objects(
-    column: npt.NDArray[np.object_],
-    order: Permutation,
-    placements: Sequence[Placement],
-    targets: Mapping[int, npt.NDArray[np.object_]],
-) -> None:
-    for placement in placements:
-        taken = column.take(order[placement.source : placement.stop])
-        targets[placement.stripe][placement.targets()] = taken
 
 
 def _opaque(tensor: torch.Tensor, width: int) -> npt.NDArray[Any]:
