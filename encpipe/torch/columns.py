@@ -12,14 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from encpipe.torch import arrowrows
 from encpipe.torch.buffers import Anything, Order, empty, gather, gather_wide, is_wide, numpy_dtype, scratch
 from encpipe.torch.leaves import (
     Leaf,
-    Nulls,
     Part,
-    fill,
-    plain_text,
     valid_of,
 )
 from encpipe.torch.values import Column, Values
@@ -151,45 +147,3 @@ def elements_of(array: pa.Array) -> pa.Array:
     if valid is not None:
         values = pc.if_else(pa.array(np.repeat(valid, size)), values, pa.scalar(None, values.type))
     return values
-
-
-@dataclass(frozen=True)
-class Text:
-    """Strings and binaries."""
-
-    name: str
-    masked: bool
-    nulls: Nulls
-    arrow: bool
-
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        return (mask_name(self.name),) if self.masked else ()
-
-    @property
-    def others(self) -> tuple[str, ...]:
-        return (self.name,)
-
-    def load(self, column: pa.ChunkedArray, order: Order | None) -> Values:
-        values = plain_text(arrowrows.whole(column))
-        filled = fill(self.name, values, self.nulls) if values.null_count else values
-        found: Values = {}
-        if self.arrow:
-            found[self.name] = filled if order is None else arrowrows.take(filled, order)
-        else:
-            objects = filled.to_numpy(zero_copy_only=False)
-            found[self.name] = objects if order is None else objects.take(order)
-        if self.masked:
-            found[mask_name(self.name)] = mask([Part(values, valid_of(values))], (len(values),), order)
-        return found
-
-    def finish(self, column: Column, cuts: Cuts) -> dict[str, Sequence[Any]]:
-        if isinstance(column, pa.Array):
-            return {self.name: [column.slice(start, stop - start) for start, stop in cuts]}
-        assert isinstance(column, np.ndarray)
-        objects = column.tolist()
-        return {self.name: [objects[start:stop] for start, stop in cuts]}
-
-    def rows(self, column: Column) -> Sequence[Any]:
-        found: Sequence[Any] = column.tolist()
-        return found

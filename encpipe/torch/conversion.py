@@ -45,10 +45,11 @@ import torch
 from encpipe.configtable import did_you_mean
 from encpipe.errors import ConfigError
 from encpipe.torch.buffers import Order, numpy_dtype
-from encpipe.torch.columns import Cuts, Dense, Kind, Text, native, split
+from encpipe.torch.columns import Cuts, Dense, Kind, native, split
 from encpipe.torch.leaves import Conversion, Nulls, is_text, leaf_of, unsupported
 from encpipe.torch.ragged import Ragged
 from encpipe.torch.stacks import Stack, stacks_of
+from encpipe.torch.texts import Text
 from encpipe.torch.values import Column, Values, length
 
 __all__ = ["Batch", "Conversion", "Converter", "Nulls"]

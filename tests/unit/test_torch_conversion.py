@@ -402,3 +402,31 @@ def test_a_few_rows_of_views_are_given_although_arrow_takes_none() -> None:
     array = pa.array([str(n) for n in range(20)], pa.string_view())
     converter = Converter(pa.schema({"x": pa.string_view()}))
     assert converter.finish(converter.load(pa.table({"x": array}), np.array([7])))["x"] == ["7"]
+
+
+@pytest.mark.parametrize("nulls", [0, 50], ids=["no nulls", "nulls"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.dictionary(pa.int16(), pa.string())], ids=str)
+def test_text_that_repeats_is_the_same_text_in_objects_that_are_shared(kind: pa.DataType, nulls: int) -> None:
+    words = [None if nulls and n % nulls == 0 else f"word {n % 9}" for n in range(3000)]
+    column = pa.chunked_array([pa.array(part).cast(kind) for part in (words[:1000], words[1000:])])
+    expected = [word or "" for word in words]
+    if kind == pa.binary():
+        expected = [word.encode() for word in expected]  # type: ignore[misc] # bytes now
+    converter = Converter(pa.schema({"x": kind}), "mask")
+    found = converter.finish(converter.load(pa.table({"x": column})))
+    assert found["x"] == expected
+    assert found["x_mask"].tolist() == [word is not None for word in words]
+    assert len({id(word) for word in found["x"]}) <= 10
+    order = np.random.default_rng(0).permutation(3000)
+    assert converter.finish(converter.load(pa.table({"x": column}), order))["x"] == [
+        expected[n] for n in order
+    ]
+
+
+def test_a_dictionary_may_hold_null_itself() -> None:
+    array = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0, 1, 1]), pa.array(["u", None]))
+    found = convert(array, "mask")
+    assert found["x"] == ["u", "", "u", "", ""]
+    assert found["x_mask"].tolist() == [True, False, True, False, False]
+    with pytest.raises(ConfigError, match="has nulls"):
+        convert(array)
