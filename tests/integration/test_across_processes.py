@@ -111,7 +111,10 @@ def in_process(method: str, work: Callable[..., None], *args: object) -> int:
     """Run `work` in a process of its own, to its end; the pid it had."""
     process = multiprocessing.get_context(method).Process(target=work, args=args)  # type: ignore[attr-defined]  # the base context has one
     process.start()
-    process.join(120)
+    process.join(60)
+    if process.exitcode is None:
+        process.kill()  # else it would keep the whole run from ending
+        process.join(60)
     assert process.exitcode == 0
     return int(process.pid or 0)
 
