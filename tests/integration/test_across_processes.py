@@ -304,6 +304,10 @@ def test_a_wrapping_that_was_replaced_is_found_on_the_storage(scene: Scene, kms:
     path.write_bytes(state.manifest_bytes)
     with pytest.raises(KeyAccessDeniedError):
         late.to_table()
+    (kms.folder / "main.denied").rename(kms.folder / "new.denied")
+    object.__setattr__(late._open._known, "manifest_bytes", rewrapped)
+    with pytest.raises(StaleDatasetError):  # the storage was rolled back to older wrappings
+        late.to_table()
 
 
 def test_a_key_that_was_missing_stays_missing(scene: Scene, kms: LoggedKms) -> None:
