@@ -89,13 +89,12 @@ def folder(tmp_path: Path) -> Path:
     return here
 
 
-def run(folder: Path, *command: str) -> str:
+def run(folder: Path, *command: str, **more: str) -> str:
     """What a command prints; it must end well."""
     home = folder.parent / "home"
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ENCPIPE_", "XDG_"))}
     kept |= {"HOME": str(home), "XDG_CONFIG_HOME": f"{home}/config", "XDG_DATA_HOME": f"{home}/data"}
-    kept |= {"PYTHONWARNINGS": "error::encpipe.errors.EncpipeError", "OMP_NUM_THREADS": "1"}
-    kept.pop("PYTHONWARNINGS")
+    kept |= {"OMP_NUM_THREADS": "1", **more}
     done = subprocess.run(
         command, cwd=folder, env=kept, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
@@ -133,7 +132,7 @@ def parameters(model):
     return [value.tolist() for value in model.parameters()]
 
 def note(model):
-    with open(f"{out}-{os.environ.get('RANK', 0)}.json", "w") as file:
+    with open(f"{out}-{os.environ.get('LOCAL_RANK', 0)}.json", "w") as file:
         json.dump({"epochs": epochs, "parameters": parameters(model)}, file)
 """
 
@@ -176,8 +175,8 @@ def test_two_ranks_train_together_and_one_goes_on_with_what_they_left(folder: Pa
     assert len(set(given)) == len(given)
     assert ranks[0]["parameters"] == ranks[1]["parameters"]
 
-    alone = [word.replace("2", "1") if word == "2" else word for word in torchrun]
-    run(folder, *alone, "recorded.py", "0", "one")
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    run(folder, sys.executable, "recorded.py", "0", "one", **alone)
     (rest, following) = noted(folder, "one")["epochs"]
     assert [rest[0], following[0]] == [0, 1]
     assert sorted(given + rows(rest[1])) == sorted(rows(following[1])) == list(range(ROWS))
@@ -190,6 +189,19 @@ def test_lightning_goes_on_within_an_epoch(folder: Path) -> None:
     assert [first[0], rest[0], following[0]] == [0, 0, 1]
     assert len(first[1]) == 25
     assert sorted(rows(first[1] + rest[1])) == sorted(rows(following[1])) == list(range(ROWS))
+
+
+def test_lightning_shards_among_ranks_with_its_sampler_setting_as_it_is(folder: Path) -> None:
+    text = program("lightning").replace('accelerator="cpu"', 'accelerator="cpu", devices=2, strategy="ddp"')
+    text = re.sub(
+        r"^trainer\(max_steps=.*\n", "trainer(max_epochs=1).fit(Model(), Flights())\n", text, flags=re.M
+    )
+    text = re.sub(r"^trainer\(max_epochs=2.*\n", "", text, flags=re.M)
+    (folder / "recorded.py").write_text(RECORD + text + "\nnote(Model())\n")
+    run(folder, sys.executable, "recorded.py", "0", "ranks")
+    (first,), (second,) = (noted(folder, "ranks", rank)["epochs"] for rank in range(2))
+    assert len(first[1]) == len(second[1])
+    assert sorted(rows(first[1] + second[1])) == list(range(ROWS))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
