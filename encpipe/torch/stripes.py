@@ -7,12 +7,13 @@ So a row is moved once, from where it was decoded to where it is given out.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from encpipe.torch.buffers import empty, scratch
 from encpipe.torch.order import Permutation, Stretch
 from encpipe.torch.values import Column, Values, join
 
-_PIECE_BYTES: Final = 64 * 1024
+_PIECE_BYTES: Final = 128 * 1024
 """Gathered at once before it is put in place, so that it stays in the cache."""
 _NARROW_BYTES: Final = 128
 """Rows below this are copied together before they are gathered: out of the cache it is twice as fast."""
@@ -51,6 +52,7 @@ class Placement:
         run, rest = divmod(number, self.rows)
         return self.target + run * self.stride + rest
 
+    @cached_property
     def targets(self) -> npt.NDArray[np.int64]:
         """The row of the stripe for each row placed."""
         starts = self.target + self.stride * np.arange(self.runs)
@@ -132,15 +134,43 @@ class Weave:
             target, source, rows = target + some, source + some, rows - some
 
 
-@dataclass
+class _Numbers:
+    """A dense column of a stripe, and its memory as opaque rows."""
+
+    def __init__(self, like: torch.Tensor, rows: int) -> None:
+        self.whole = torch.from_numpy(empty((rows, *like.shape[1:]), like.numpy().dtype))
+        self.rows = _opaque(self.whole)
+
+
+class _Objects:
+    """A text column of a stripe."""
+
+    def __init__(self, rows: int) -> None:
+        self.whole: npt.NDArray[np.object_] = np.empty(rows, object)
+
+    def put(self, placement: Placement, taken: npt.NDArray[np.object_]) -> None:
+        """Rows, one after another, to where they go."""
+        runs, rows = placement.runs - 1, placement.rows
+        last = placement.target + runs * placement.stride
+        if runs:
+            room = self.whole[placement.target : last].reshape(runs, placement.stride)
+            room[:, :rows] = taken[: runs * rows].reshape(runs, rows)
+        self.whole[last : last + rows] = taken[runs * rows :]
+
+
 class _Scattered:
     """An Arrow column of a stripe: pieces, and where their rows go. Put together when all are there."""
 
-    pieces: list[tuple[pa.Array, npt.NDArray[np.int64]]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.pieces: list[tuple[pa.Array, npt.NDArray[np.int64]]] = []
 
+    @property
     def whole(self) -> pa.Array:
         arrays, targets = zip(*self.pieces, strict=True)
         return arrowrows.take(arrowrows.concat(arrays), np.argsort(np.concatenate(targets)))
+
+
+_Stripe: TypeAlias = "dict[str, _Numbers | _Objects | _Scattered]"
 
 
 class Stripes:
@@ -149,37 +179,34 @@ class Stripes:
     def __init__(self, weave: Weave) -> None:
         self._weave = weave
         self._lock = threading.Lock()
-        self._open: dict[int, dict[str, Any]] = {}
+        self._open: dict[int, _Stripe] = {}
 
     def place(self, parts: Sequence[Values], order: Permutation, placements: Sequence[Placement]) -> None:
         """Put rows where `placements` say: those that have the numbers in `order`, in that order.
 
         Rows are numbered through all parts, one after another.
         """
-        targets = {number: self._stripe(number, parts[0]) for number in {p.stripe for p in placements}}
+        stripes = {number: self._stripe(number, parts[0]) for number in {p.stripe for p in placements}}
         for name, first in parts[0].items():
-            columns = {number: stripe[name] for number, stripe in targets.items()}
+            columns = [stripes[placement.stripe][name] for placement in placements]
             if isinstance(first, torch.Tensor):
-                _place_dense([part[name] for part in parts], order, placements, columns)
+                _place_numbers([part[name] for part in parts], order, placements, columns)
                 continue
             column = join([{name: part[name]} for part in parts])[name]
-            for placement in placements:
-                rows, target = order[placement.source : placement.stop], columns[placement.stripe]
-                if isinstance(column, np.ndarray):
-                    target[placement.targets()] = column.take(rows)
-                else:
-                    target.pieces.append((arrowrows.take(column, rows), placement.targets()))
+            for placement, target in zip(placements, columns, strict=True):
+                rows = order[placement.source : placement.stop]
+                if isinstance(target, _Objects):
+                    target.put(placement, column.take(rows))
+                elif isinstance(target, _Scattered):
+                    target.pieces.append((arrowrows.take(column, rows), placement.targets))
 
     def take(self, number: int) -> Values:
         """A stripe whose rows are all placed."""
         with self._lock:
             stripe = self._open.pop(number)
-        return {
-            name: column.whole() if isinstance(column, _Scattered) else column
-            for name, column in stripe.items()
-        }
+        return {name: column.whole for name, column in stripe.items()}
 
-    def _stripe(self, number: int, like: Values) -> dict[str, Any]:
+    def _stripe(self, number: int, like: Values) -> _Stripe:
         with self._lock:
             if number not in self._open:
                 rows = min(self._weave.stripe_rows, self._weave.rows - number * self._weave.stripe_rows)
@@ -187,22 +214,19 @@ class Stripes:
             return self._open[number]
 
 
-def _room(column: Column, rows: int) -> Any:
+def _room(column: Column, rows: int) -> _Numbers | _Objects | _Scattered:
     if isinstance(column, torch.Tensor):
-        return torch.from_numpy(empty((rows, *column.shape[1:]), column.numpy().dtype))
-    return np.empty(rows, object) if isinstance(column, np.ndarray) else _Scattered()
+        return _Numbers(column, rows)
+    return _Objects(rows) if isinstance(column, np.ndarray) else _Scattered()
 
 
-def _place_dense(
-    parts: Sequence[Any],
-    order: Permutation,
-    placements: Sequence[Placement],
-    targets: Mapping[int, torch.Tensor],
+def _place_numbers(
+    parts: Sequence[Any], order: Permutation, placements: Sequence[Placement], columns: Sequence[Any]
 ) -> None:
-    width = parts[0].element_size() * parts[0][:1].numel()
+    sources = [_opaque(part) for part in parts]
+    width = sources[0].itemsize
     if width == 0:
         return
-    sources = [_opaque(part, width) for part in parts]
     if width < _NARROW_BYTES:
         source = scratch((len(order),), sources[0].dtype)
         np.concatenate(sources, out=source)
@@ -210,15 +234,13 @@ def _place_dense(
         source = sources[0] if len(sources) == 1 else np.concatenate(sources)
     most = max(1, _PIECE_BYTES // width)
     moved = np.empty(min(most, len(order)), source.dtype)
-    opaque = {number: _opaque(target, width) for number, target in targets.items()}
-    for placement in placements:
-        target = opaque[placement.stripe]
+    for placement, column in zip(placements, columns, strict=True):
         for first, rows, runs in _portions(placement, most):
             start = placement.source + first
             taken = moved[: rows * runs]
             # without clip NumPy makes one more copy; row numbers are those of a permutation
             source.take(order[start : start + rows * runs], out=taken, mode="clip")
-            _put(target, placement.row(first), placement.stride, taken, rows)
+            _put(column.rows, placement.row(first), placement.stride, taken, rows)
 
 
 def _portions(placement: Placement, most: int) -> Iterator[tuple[int, int, int]]:
@@ -249,7 +271,10 @@ def _item(size: int) -> np.dtype[Any]:
     return np.dtype((np.void, size))
 
 
-def _opaque(tensor: torch.Tensor, width: int) -> npt.NDArray[Any]:
-    """The tensor's memory as rows of `width` bytes; as numbers where they are as wide as some."""
+def _opaque(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """The tensor's memory as items of a row each; as numbers where they are as wide as some."""
+    width = tensor.element_size() * math.prod(tensor.shape[1:])
+    if width == 0:
+        return np.empty(len(tensor), "V0")
     flat: npt.NDArray[np.uint8] = tensor.contiguous().view(torch.uint8).numpy().reshape(-1)
     return flat.view(f"u{width}" if width in (1, 2, 4, 8) else f"V{width}")
