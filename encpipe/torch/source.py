@@ -11,8 +11,11 @@ import pyarrow as pa
 
 from encpipe.dataset import Dataset, Filter
 from encpipe.rowgroups import RowGroups
+from encpipe.scan import Scan
 
-_Kept: TypeAlias = "tuple[Dataset, Sequence[str] | None, Filter | None, int, tuple[int, ...] | None]"
+_Kept: TypeAlias = (
+    "tuple[Dataset, Sequence[str] | None, Filter | None, int, pa.Schema, tuple[int, ...] | None]"
+)
 
 
 @runtime_checkable
@@ -78,19 +81,19 @@ class ScanSource:
     def __init__(
         self, dataset: Dataset, columns: Sequence[str] | None, filter: Filter | None, threads: int
     ) -> None:
-        self._dataset, self._columns, self._filter, self._threads = dataset, columns, filter, threads
-        self._scan = dataset.scan(columns, filter, threads=threads)
-        self._lock = threading.Lock()
-        self._open: RowGroups | None = None
-        self._rows: tuple[int, ...] | None = None
+        scan = dataset.scan(columns, filter, threads=threads)
+        self.__setstate__((dataset, columns, filter, threads, scan.schema, None))
+        self._scan = scan
 
     def __getstate__(self) -> _Kept:
-        return self._dataset, self._columns, self._filter, self._threads, self._rows
+        return self._dataset, self._columns, self._filter, self._threads, self.schema, self._rows
 
     def __setstate__(self, state: _Kept) -> None:
-        *arguments, rows = state
-        self.__init__(*arguments)  # type: ignore[misc] # opened anew in this process
-        self._rows = rows
+        """Nothing is opened before it is needed: a worker process can then tell what went wrong."""
+        self._dataset, self._columns, self._filter, self._threads, self.schema, self._rows = state
+        self._lock = threading.Lock()
+        self._scan: Scan | None = None
+        self._open: RowGroups | None = None
 
     def reopened(self) -> ScanSource:
         """The same rows, for a forked process: nothing that the parent has open is used."""
@@ -113,10 +116,6 @@ class ScanSource:
     @property
     def missing_keys(self) -> tuple[str, ...]:
         return self._dataset.missing_keys
-
-    @property
-    def schema(self) -> pa.Schema:
-        return self._scan.schema
 
     @property
     def rows(self) -> Sequence[int]:
@@ -144,6 +143,8 @@ class ScanSource:
 
     def _groups(self) -> RowGroups:
         with self._lock:
+            if self._scan is None:
+                self._scan = self._dataset.scan(self._columns, self._filter, threads=self._threads)
             if self._open is None:
                 self._open = self._scan.row_groups()
             return self._open

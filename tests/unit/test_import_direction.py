@@ -47,7 +47,7 @@ ONLY_HERE = {
     "boto3": ("kms.aws", "storage", "sources"),
     "botocore": ("kms.aws", "storage", "sources", "transport"),
     "typer": ("cli",),
-    "rich": ("cli",),
+    "rich": ("cli", "torch.bar"),
 }
 """What only these modules (and what lies in or begins like them) may import."""
 
