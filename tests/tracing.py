@@ -11,10 +11,12 @@ import codecs
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import PIPE
 from typing import Final
 
 import pytest
@@ -25,6 +27,8 @@ MOVES: Final = {"sendfile": (0, 1), "copy_file_range": (1, 0), "splice": (1, 0)}
 """Call -> which of its descriptors is written to, and which is read from."""
 UNSEEN: Final = ("io_uring_setup", "io_setup", "io_submit")
 TRACED: Final = ("%file", *WRITES, *MOVES, "ftruncate", "mmap", "memfd_create", "fsetxattr", *UNSEEN)
+SECONDS: Final = 200
+"""How long a program may run."""
 DATA_LIMIT: Final = 1 << 20
 """Bytes of data that strace shows of a call."""
 NAMES: Final = re.compile(r"mkdir|rename|link|symlink|mknod|creat|[fl]?setxattr")
@@ -66,21 +70,18 @@ def run(
     if shutil.which("strace") is None:
         missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         missing("needs strace: make system-deps")
-    options = [
-        "-f",
-        "--seccomp-bpf",
-        "-qq",
-        "-yy",
-        "-s",
-        str(shown),
-        "-e",
-        f"trace={','.join(TRACED)}",
-        "-o",
-        str(log),
-    ]
-    return subprocess.run(
-        ["strace", *options, *argv], env=env, cwd=cwd, capture_output=True, text=True, check=False
-    )
+    options = ["-f", "--seccomp-bpf", "-qq", "-yy", "-s", str(shown)]
+    options += ["-e", f"trace={','.join(TRACED)}", "-o", str(log)]
+    command = ["strace", *options, *argv]
+    with subprocess.Popen(
+        command, env=env, cwd=cwd, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # what strace follows would run on without it
+            pytest.fail(f"still running after {SECONDS} s: {process.communicate()}")
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def judge(log: Path, finder: Finder, *, shared_memory: bool = False) -> Verdict:
