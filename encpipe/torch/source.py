@@ -83,7 +83,7 @@ class ScanSource:
     ) -> None:
         scan = dataset.scan(columns, filter, threads=threads)
         self.__setstate__((dataset, columns, filter, threads, scan.schema, None))
-        self._scan = scan
+        self._scan: Scan | None = scan
 
     def __getstate__(self) -> _Kept:
         return self._dataset, self._columns, self._filter, self._threads, self.schema, self._rows
@@ -92,7 +92,7 @@ class ScanSource:
         """Nothing is opened before it is needed: a worker process can then tell what went wrong."""
         self._dataset, self._columns, self._filter, self._threads, self.schema, self._rows = state
         self._lock = threading.Lock()
-        self._scan: Scan | None = None
+        self._scan = None
         self._open: RowGroups | None = None
 
     def reopened(self) -> ScanSource:
