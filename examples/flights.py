@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn import functional
 
 import encpipe
-from encpipe.torch import IterableDataset
+from encpipe.torch import Loader
 
 BATCH_ROWS = 4096
 ROW_GROUP_ROWS = 65_536
@@ -111,11 +111,14 @@ def main(archive: Path, folder: Path) -> None:
 
     title("Train from the ciphertext: is a flight more than 15 minutes late, as far as its departure tells?")
     with encpipe.open_dataset("sealed") as dataset:
-        sealed = IterableDataset(dataset, COLUMNS, batch_size=BATCH_ROWS, filter=ARRIVED)
+        sealed = Loader(dataset, BATCH_ROWS, COLUMNS, filter=ARRIVED)
         from_ciphertext, right = train(lambda: sealed)
+        figures = sealed.stats()
+        sealed.close()
         rows = dataset.count_rows(ARRIVED)
         print(f"{rows:,} flights ({dataset.num_rows - rows:,} never arrived), {len(from_ciphertext)} steps,")
         print(f"loss {from_ciphertext[0]:.4f} -> {from_ciphertext[-1]:.4f}, {right:.1%} right")
+        print(f"waited for rows: {figures.wait_seconds / figures.seconds:.0%} of the time of the last epoch")
         print(f"key service calls: {dataset.kms_calls} (the key of tailnum and flight was not needed)")
 
     title("Train the same model from the plaintext")
@@ -127,8 +130,9 @@ def main(archive: Path, folder: Path) -> None:
     flip_a_byte()
     run("verify", "sealed", "--deep", exit_code=4)
     try:
-        for _ in IterableDataset("sealed", batch_size=BATCH_ROWS, nulls="mask"):
-            pass
+        with Loader("sealed", BATCH_ROWS, nulls="mask") as loader:
+            for _ in loader:
+                pass
     except encpipe.IntegrityError as error:
         print(f"\nreading it for training stops: {error}")
     else:
