@@ -80,27 +80,26 @@ def test_threads_end_when_the_iterator_is_dropped(shuffle: bool) -> None:
     until(lambda: not threads())
 
 
-@SHUFFLES
-def test_threads_end_when_garbage_is_collected_in_one_of_them(shuffle: bool) -> None:
+@pytest.mark.parametrize(("shuffle", "needed"), [(False, 2), (True, 20)])
+def test_threads_end_when_garbage_is_collected_in_one_of_them(shuffle: bool, needed: int) -> None:
     """A reader cannot wait for itself: files would stay open."""
     source = MemorySource([300] * 400, row_bytes=40_000)
-    armed, inside, dropped = threading.Event(), threading.Event(), threading.Event()
+    inside, dropped = threading.Event(), threading.Event()
 
     def collects(row_group: int) -> None:
-        if armed.is_set():
+        if len(source.reads) > needed:  # ahead of the first batch's need
             inside.set()
-            dropped.wait(20)
+            assert dropped.wait(20)
             gc.collect()
-
-    source.before_read = collects
 
     def run() -> None:
         batches = iter(load(source, 10, shuffle=shuffle, threads=2))
+        next(batches)
+        assert inside.wait(20)
         garbage: list[Any] = [batches]
         garbage.append(garbage)
-        for _batch in itertools.takewhile(lambda _: not inside.is_set(), batches):
-            armed.set()
 
+    source.before_read = collects
     gc.disable()
     try:
         run()

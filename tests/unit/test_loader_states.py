@@ -295,7 +295,7 @@ def test_ranges_beyond_the_rows_or_upon_each_other_are_refused(left: Any) -> Non
 @given(st.lists(anything, max_size=2), st.data())
 def test_merging_refuses_what_does_not_belong_together(other: list[Any], data: st.DataObject) -> None:
     _, state = stopped()
-    field = data.draw(st.sampled_from(sorted(FIELDS)))
+    field = data.draw(st.sampled_from(sorted(FIELDS - {"exact"})))
     for states in (
         [state, state],
         [state, *other] if other else [],
