@@ -29,7 +29,8 @@ where any of them may hold nulls.
 
 May I write into a tensor? Yes: nothing else reads its memory. What does it keep in memory? Batches are views
 of larger pieces that the loader made (a row group or more of that column); a kept tensor keeps its piece:
-`clone()` it to keep little.
+`clone()` it to keep little. When the last tensor of a piece is gone, later rows are put in its memory: an
+address (`data_ptr`) is no way to hold on to values.
 """
 
 from __future__ import annotations

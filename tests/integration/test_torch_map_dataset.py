@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import gc
+import multiprocessing
 import os
 import pickle
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -146,19 +147,42 @@ def test_each_row_group_is_read_once_for_a_batch_and_the_last_is_kept(
 
 
 def test_each_thread_keeps_one_row_group_and_frees_it_for_the_next(
-    mapped: MapDataset, reads: list[int], monkeypatch: pytest.MonkeyPatch
+    mapped: MapDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mapped[0]
+    reads: list[int] = []
+    tables: list[weakref.ref[pa.Table]] = []
+    read = RowGroups.read
+
+    def alive() -> int:
+        return sum(table() is not None for table in tables)
+
+    def noting(self: RowGroups, index: int) -> pa.Table:
+        assert alive() == (1 if threading.current_thread() is other else 0), "what the first thread keeps"
+        reads.append(index)
+        tables.append(weakref.ref(table := read(self, index)))
+        return table
+
     other = threading.Thread(target=lambda: [mapped[70], mapped[71]])
+    monkeypatch.setattr(RowGroups, "read", noting)
+    mapped[0]
     other.start()
     other.join()
     mapped[1]
     assert reads == [0, 1]
-    before = pa.total_allocated_bytes()
     for number in (70, 140, 200, 240, 300):
         mapped[number]
-    gc.collect()
-    assert pa.total_allocated_bytes() - before < 20_000
+    assert alive() == 1
+    mapped.close()
+    assert alive() == 0
+
+
+def test_a_forked_child_does_not_wait_for_what_the_parent_was_doing(mapped: MapDataset) -> None:
+    mapped[0]
+    with mapped._reading.get().source._lock:
+        child = multiprocessing.get_context("fork").Process(target=mapped.batch, args=([0, 300],))
+        child.start()
+        child.join(20)
+    assert child.exitcode == 0
 
 
 def test_tensors_may_be_written_to_without_harm_to_what_is_kept(mapped: MapDataset) -> None:

@@ -285,6 +285,12 @@ def test_an_unscaled_integer_beyond_int64_is_refused(kind: pa.DataType, value: i
     assert convert(edges, decimals="int64")["x"].tolist() == [2**63 - 1, -(2**63)]
 
 
+def test_what_lies_under_a_null_decimal_is_no_matter() -> None:
+    whole = pa.array([2**80, 7], pa.decimal128(38, 0))
+    array = pa.Array.from_buffers(whole.type, 2, [pa.py_buffer(b"\x02"), whole.buffers()[1]])
+    assert convert(array, "mask", decimals="int64")["x"].tolist() == [0, 7]
+
+
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int8(), pa.string())], ids=str
 )

@@ -139,6 +139,14 @@ def test_an_order_of_rows_holds_for_lists(lists: Lists) -> None:
         assert torch.equal(found[name], expected[name]), name
 
 
+def test_an_order_of_rows_holds_for_a_slice_of_lists() -> None:
+    array = pa.array(LISTS, pa.list_(pa.int64())).slice(1)
+    converter = Converter(pa.schema({"x": array.type}))
+    found = converter.finish(converter.load(pa.table({"x": array}), np.array([3, 2, 0, 1])))
+    assert found["x"].tolist() == [5, 2, 3, 4, 1]
+    assert found["x_offsets"].tolist() == [0, 1, 4, 5, 5]
+
+
 def test_lists_can_be_refused() -> None:
     with pytest.raises(EncpipeError, match="column 'x' is list") as caught:
         convert(pa.array(LISTS), "error")

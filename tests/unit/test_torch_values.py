@@ -168,3 +168,13 @@ def test_small_pieces_are_not_kept_and_all_are_aligned_and_of_the_size_asked_for
         block[:] = 1
         del block
         assert size >= LEAST or memory.idle == 0
+
+
+def test_a_forked_child_has_memory_although_the_parent_was_just_asking_for_some() -> None:
+    memory = Memory()
+    kept = memory.empty(LEAST)
+    assert memory._lock.acquire(blocking=False)
+    memory.after_fork()
+    del kept
+    assert memory.idle >= LEAST
+    memory.release()
