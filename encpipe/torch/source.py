@@ -133,7 +133,15 @@ class ScanSource:
         return self._groups().sizes
 
     def read(self, row_group: int) -> pa.Table:
-        return self._groups().read(row_group)
+        while True:
+            groups = self._groups()
+            try:
+                return groups.read(row_group)
+            except ValueError:
+                with self._lock:
+                    if groups is self._open:
+                        raise
+                # closed by another loop over these rows, which ended meanwhile: they are opened again
 
     def close(self) -> None:
         with self._lock:
