@@ -12,7 +12,7 @@ from typing import Final
 from benchmarks.ratios import Results
 from benchmarks.report import save, table
 
-GROUPS: Final = {"core": "benchmarks.core"}
+GROUPS: Final = {"core": "benchmarks.core", "loader": "benchmarks.loader"}
 """Group -> module with `PARTS` (name -> function of `quick`) and `prepare()`."""
 
 

@@ -33,9 +33,9 @@ def one_column() -> Results:
         chunks = _chunk_bytes(dataset, column)
         footers = sum(_footer_bytes(url / entry.path) for entry in dataset.files)
         _read_column(dataset, column)  # lazy imports are over when it counts
-        before = _bytes_read()
+        before = bytes_read()
         _read_column(dataset, column)
-        read = _bytes_read() - before
+        read = bytes_read() - before
     results.details["one_column"] = {"read": read, "footers": footers, "chunks": chunks, "column": column}
     ratio = (read - footers) / chunks
     results.figures = [Figure("one_column_bytes_ratio", ratio, bar=1.3, lower=True)]
@@ -48,7 +48,7 @@ def _read_column(dataset: encpipe.Dataset, column: str) -> None:
         raise AssertionError(f"read {rows} rows of {dataset.num_rows}")
 
 
-def _bytes_read() -> int:
+def bytes_read() -> int:
     """Bytes that read system calls of this process gave it so far, from cache or disk (`rchar`)."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["rchar"])
