@@ -24,6 +24,7 @@ except ModuleNotFoundError:
 from encpipe.torch.conversion import Batch, Conversion, Nulls
 from encpipe.torch.dataset import IterableDataset, resume_state
 from encpipe.torch.loader import Loader
+from encpipe.torch.mapped import MapDataset, Rows
 from encpipe.torch.source import RowGroupSource
 from encpipe.torch.state import merge_states
 from encpipe.torch.stats import Stats
@@ -33,8 +34,10 @@ __all__ = [
     "Conversion",
     "IterableDataset",
     "Loader",
+    "MapDataset",
     "Nulls",
     "RowGroupSource",
+    "Rows",
     "Stats",
     "merge_states",
     "resume_state",

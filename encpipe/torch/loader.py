@@ -21,6 +21,7 @@ from encpipe.guard import Guard
 from encpipe.torch.bar import shown
 from encpipe.torch.conversion import Batch, Conversion, Converter, Nulls
 from encpipe.torch.feed import Feed, Opened, OpenOptions, Session, check_count
+from encpipe.torch.memory import MEMORY
 from encpipe.torch.order import LANES, WINDOW, Shape
 from encpipe.torch.share import Uneven
 from encpipe.torch.source import RowGroupSource, ScanSource
@@ -102,6 +103,7 @@ class Loader:
         self._move = _mover(pin_memory, device)
         with ExitStack() as stack_of_closers:
             stack_of_closers.enter_context(guarding.hold(guard))
+            stack_of_closers.callback(MEMORY.release)
             self._opened: Opened | None = None
             source: RowGroupSource
             if isinstance(url_or_dataset, RowGroupSource):

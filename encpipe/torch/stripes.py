@@ -7,7 +7,6 @@ So a row is moved once, from where it was decoded to where it is given out.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,9 +20,9 @@ import pyarrow as pa
 import torch
 
 from encpipe.torch import arrowrows
-from encpipe.torch.buffers import empty, scratch
+from encpipe.torch.buffers import scratch
 from encpipe.torch.order import Permutation, Stretch
-from encpipe.torch.values import Column, Values, join
+from encpipe.torch.values import Column, Values, join, like, opaque
 
 _PIECE_BYTES: Final = 128 * 1024
 """Gathered at once before it is put in place, so that it stays in the cache."""
@@ -137,9 +136,9 @@ class Weave:
 class _Numbers:
     """A dense column of a stripe, and its memory as opaque rows."""
 
-    def __init__(self, like: torch.Tensor, rows: int) -> None:
-        self.whole = torch.from_numpy(empty((rows, *like.shape[1:]), like.numpy().dtype))
-        self.rows = _opaque(self.whole)
+    def __init__(self, column: torch.Tensor, rows: int) -> None:
+        self.whole = like(column, rows)
+        self.rows = opaque(self.whole)
 
 
 class _Objects:
@@ -206,11 +205,11 @@ class Stripes:
             stripe = self._open.pop(number)
         return {name: column.whole for name, column in stripe.items()}
 
-    def _stripe(self, number: int, like: Values) -> _Stripe:
+    def _stripe(self, number: int, pattern: Values) -> _Stripe:
         with self._lock:
             if number not in self._open:
                 rows = min(self._weave.stripe_rows, self._weave.rows - number * self._weave.stripe_rows)
-                self._open[number] = {name: _room(column, rows) for name, column in like.items()}
+                self._open[number] = {name: _room(column, rows) for name, column in pattern.items()}
             return self._open[number]
 
 
@@ -223,7 +222,7 @@ def _room(column: Column, rows: int) -> _Numbers | _Objects | _Scattered:
 def _place_numbers(
     parts: Sequence[Any], order: Permutation, placements: Sequence[Placement], columns: Sequence[Any]
 ) -> None:
-    sources = [_opaque(part) for part in parts]
+    sources = [opaque(part) for part in parts]
     width = sources[0].itemsize
     if width == 0:
         return
@@ -269,12 +268,3 @@ def _put(target: npt.NDArray[Any], start: int, stride: int, taken: npt.NDArray[A
 def _item(size: int) -> np.dtype[Any]:
     """Of so many bytes."""
     return np.dtype((np.void, size))
-
-
-def _opaque(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """The tensor's memory as items of a row each; as numbers where they are as wide as some."""
-    width = tensor.element_size() * math.prod(tensor.shape[1:])
-    if width == 0:
-        return np.empty(len(tensor), "V0")
-    flat: npt.NDArray[np.uint8] = tensor.contiguous().view(torch.uint8).numpy().reshape(-1)
-    return flat.view(f"u{width}" if width in (1, 2, 4, 8) else f"V{width}")

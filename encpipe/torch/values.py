@@ -1,4 +1,4 @@
-"""Rows between reader and batch: cut, joined and interleaved. No I/O.
+"""Rows between reader and batch: cut, joined and moved. No I/O.
 
 `Values` maps names to columns of equal length along dimension 0. A column is
 
@@ -6,7 +6,7 @@
     np.ndarray        of dtype object: the str or bytes of a text column, so that moving rows moves pointers
     pa.Array          text that stays in Arrow; lists of different lengths (large_list of a primitive type)
 
-Nothing here writes into what it is given. `cut` gives views, `join` and `interleave` give copies.
+Nothing here writes into what it is given. `cut` gives views, `join` copies.
 """
 
 from __future__ import annotations
@@ -53,10 +53,9 @@ def _take(column: Column, order: Order) -> Column:
         return arrowrows.take(column, order)
     if not isinstance(column, torch.Tensor):
         return column.take(order)
-    made = _empty(column, len(order))
+    made = like(column, len(order))
     if made.numel():
-        item = _item(_row_bytes(column))
-        np.take(_opaque(column, item), order, out=_opaque(made, item), mode="clip")
+        np.take(opaque(column), order, out=opaque(made), mode="clip")
     return made
 
 
@@ -71,72 +70,28 @@ def _join(columns: Sequence[Column]) -> Column:
     first = columns[0]
     if isinstance(first, pa.Array):
         return arrowrows.concat(columns)
-    if isinstance(first, torch.Tensor):
-        if first.device.type != "cpu":
-            return torch.cat([*columns])
-        made = _empty(first, sum(map(len, columns)))
-        if made.numel():
-            item = _item(_row_bytes(first))
-            np.concatenate([_opaque(column, item) for column in columns], out=_opaque(made, item))
-        return made
-    return np.concatenate(columns)
+    return torch.cat([*columns]) if isinstance(first, torch.Tensor) else np.concatenate(columns)
 
 
-def interleave(parts: Sequence[Mapping[str, Column]], run: int) -> Values:
-    """`run` rows of part 0, `run` rows of part 1, ..., round after round until all are used.
-
-    The parts have equally many rows, a multiple of `run`; anything else raises `ValueError`.
-    """
-    rows = {length(part) for part in parts}
-    if len(rows) != 1 or min(rows) % run:
-        raise ValueError(f"parts of {sorted(rows)} rows cannot be interleaved by {run}")
-    if len(parts) == 1:
-        return dict(parts[0])
-    return {name: _interleave([part[name] for part in parts], run) for name in parts[0]}
-
-
-def _interleave(columns: Sequence[Column], run: int) -> Column:
-    first = columns[0]
-    count, rows = len(columns), len(first)
-    if isinstance(first, pa.Array):
-        order = np.arange(count * rows).reshape(count, rows // run, run).swapaxes(0, 1)
-        return arrowrows.take(arrowrows.concat(columns), order.reshape(-1))
-    if not isinstance(first, torch.Tensor):
-        out = np.empty((rows // run, count, run), object)
-        for number, column in enumerate(columns):
-            out[:, number] = column.reshape(-1, run)
-        return out.reshape(-1)
-    made = _empty(first, count * rows)
-    if made.numel():
-        item = _item(run * _row_bytes(first))
-        target = _opaque(made, item).reshape(-1, count)
-        for number, column in enumerate(columns):
-            target[:, number] = _opaque(column, item)
-    return made
-
-
-def _empty(like: torch.Tensor, rows: int) -> torch.Tensor:
-    shape = (rows, *like.shape[1:])
-    dtype = numpy_dtype(like.dtype)
+def like(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """A tensor of so many rows of the same kind, with anything in it."""
+    shape = (rows, *tensor.shape[1:])
+    dtype = numpy_dtype(tensor.dtype)
     if dtype is None:
-        return torch.empty(shape, dtype=like.dtype)
+        return torch.empty(shape, dtype=tensor.dtype)
     return torch.from_numpy(empty(shape, dtype))
 
 
-def _row_bytes(tensor: torch.Tensor) -> int:
-    return int(tensor.element_size() * math.prod(tensor.shape[1:]))
-
-
-def _opaque(tensor: torch.Tensor, item: np.dtype[np.void]) -> npt.NDArray[np.void]:
-    """The tensor's memory as opaque items, which NumPy moves in one piece each."""
+def opaque(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """The tensor's memory as items of a row each, which NumPy moves in one piece; narrow ones as integers."""
+    width = tensor.element_size() * math.prod(tensor.shape[1:])
     if not tensor.is_contiguous():
         tensor = tensor.contiguous()
     try:
         array: npt.NDArray[Any] = tensor.numpy()
     except TypeError:  # NumPy has no such type
         array = tensor.view(_SAME_SIZE[tensor.element_size()]).numpy()
-    return (array if array.ndim == 1 else array.reshape(-1)).view(item)
-
-
-def _item(size: int) -> np.dtype[np.void]:
-    return np.dtype((np.void, size))
+    flat = array.reshape(-1)
+    if width == 0:
+        return np.empty(len(tensor), "V0")
+    return flat.view(f"u{width}" if width in (1, 2, 4, 8) else f"V{width}")

@@ -1,4 +1,4 @@
-"""Rows cut, joined, interleaved and put in an order give what Arrow gives; memory is used again."""
+"""Rows cut, joined, spread over stripes and put in an order give what Arrow gives; memory is used again."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from encpipe.torch import values
 from encpipe.torch.buffers import gather_wide
 from encpipe.torch.conversion import Conversion, Converter
 from encpipe.torch.memory import LEAST, Memory
+from encpipe.torch.order import stretches
+from encpipe.torch.stripes import Stripes, Weave
 
 KINDS = {
     "int": (pa.int16(), st.integers(-5, 5)),
@@ -95,34 +97,42 @@ def test_cut_and_joined_rows_are_the_same_rows(
 
 @pytest.mark.parametrize("choice", CHOICES, ids=["offsets", "pad"])
 @settings(max_examples=25, deadline=None)
-@given(data=st.data(), lanes=st.integers(1, 4), run=st.integers(1, 3), rounds=st.integers(0, 3))
-def test_interleaved_rows_come_run_by_run(
-    choice: Conversion, data: st.DataObject, lanes: int, run: int, rounds: int
+@given(data=st.data(), run=st.integers(1, 3), stripe_rows=st.integers(1, 9))
+def test_blocks_of_lanes_are_spread_over_stripes_run_by_run(
+    choice: Conversion, data: st.DataObject, run: int, stripe_rows: int
 ) -> None:
     one = converter(choice)
-    parts = [data.draw(tables(st.just(run * rounds))) for _ in range(lanes)]
-    found = values.interleave([one.load(part) for part in parts], run)
-    order = [
-        lane * run * rounds + turn * run + n
-        for turn in range(rounds)
-        for lane in range(lanes)
-        for n in range(run)
+    lanes = [data.draw(tables(st.integers(1, 8))) for _ in range(data.draw(st.integers(1, 3)))]
+    left = {lane: ((data.draw(st.integers(0, len(t) - 1)), len(t)),) for lane, t in enumerate(lanes)}
+    legs = list(stretches(left, run, 10**6))
+    weave = Weave(legs, run, stripe_rows)
+    stripes = Stripes(weave)
+    orders = [np.array(data.draw(st.permutations(range(len(table)))), np.int64) for table in lanes]
+    for lane, table in enumerate(lanes):
+        middle = data.draw(st.integers(0, len(table)))  # a block of two pieces
+        parts = [one.load(table.slice(0, middle)), one.load(table.slice(middle))]
+        stripes.place(parts, orders[lane], list(weave.placements(lane, 0, len(table))))
+    starts = np.cumsum([0, *map(len, lanes)])
+    expected = [
+        starts[lane] + orders[lane][start + turn * run + n]
+        for leg in legs
+        for turn in range(-(-leg.rows // run))
+        for lane, start in zip(leg.lanes, leg.starts, strict=True)
+        for n in range(min(run, leg.rows - turn * run))
     ]
-    together = pa.concat_tables(parts).take(pa.array(order, pa.int64()))
-    agree(one.finish(found), one.finish(one.load(together)))
+    assert len(expected) == weave.rows
+    together = pa.concat_tables(lanes).take(pa.array(expected, pa.int64()))
+    for number in range(-(-weave.rows // stripe_rows)):
+        wanted = together.slice(number * stripe_rows, stripe_rows)
+        agree(one.finish(stripes.take(number)), one.finish(one.load(wanted)))
 
 
-def test_parts_that_cannot_be_interleaved_are_refused() -> None:
-    a, b = ({"x": torch.zeros(rows)} for rows in (4, 8))
-    with pytest.raises(ValueError, match="4, 8"):
-        values.interleave([a, b], 4)
-    with pytest.raises(ValueError, match="by 3"):
-        values.interleave([a, a], 3)
-
-
-def test_interleaved_and_joined_rows_do_not_share_memory_with_their_parts() -> None:
+def test_joined_and_placed_rows_do_not_share_memory_with_their_parts() -> None:
     parts = [{"x": torch.zeros(4)}, {"x": torch.ones(4)}]
-    for made in (values.join(parts), values.interleave(parts, 2)):
+    weave = Weave(stretches({0: ((0, 8),)}, 2, 8), 2, 8)
+    stripes = Stripes(weave)
+    stripes.place(parts, np.arange(8), list(weave.placements(0, 0, 8)))
+    for made in (values.join(parts), stripes.take(0)):
         made["x"].fill_(7)
     assert parts[0]["x"].tolist() == [0] * 4
 
