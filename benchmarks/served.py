@@ -109,13 +109,12 @@ class Served:
         return float(answer["seconds"])
 
     def close(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
+        """End the process and wait for it."""
         try:
-            self._process.wait(_ENDING_SECONDS)
+            self._process.communicate(timeout=_ENDING_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            self._process.communicate()
 
     def __enter__(self) -> Served:
         return self
