@@ -100,10 +100,9 @@ def parse_state(given: object) -> LoaderState:
     """A state from its dict. Raises `ConfigError` `resume-state` for anything that is none."""
     if not isinstance(given, Mapping) or given.get("format") != FORMAT:
         raise _refusal("it is not a state of an encpipe loader")
-    if given.get("version") != STATE_VERSION:
-        raise _refusal(
-            f"its version is {_short(given.get('version'))}, and this encpipe reads {STATE_VERSION}"
-        )
+    version = given.get("version")
+    if type(version) is not int or version != STATE_VERSION:
+        raise _refusal(f"its version is {_short(version)}, and this encpipe reads {STATE_VERSION}")
     names = {field.name for cls in (Binding, LoaderState) for field in fields(cls)} - {"binding"}
     if set(given) != names | {"format", "version"}:
         raise _refusal("fields are missing or unknown")

@@ -1,4 +1,4 @@
-"""A resume state is bound to what its order depends on, plain, and of no harm whatever is written into it."""
+"""A resume state is plain, says where an epoch stands, and is bound to what its order depends on."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from typing import Any
 import pyarrow.compute as pc
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rowsource import MemorySource, ids, load, numbered
 
 from encpipe import ConfigError
-from encpipe.torch import Loader, merge_states
+from encpipe.torch import Loader
 from encpipe.torch.order import ORDER_VERSION
 from encpipe.torch.state import FORMAT, STATE_VERSION
 
@@ -56,15 +54,6 @@ def resumed(state: State, **options: Any) -> list[int]:
     found = loader(**options)
     found.load_state_dict(state)
     return ids(found)
-
-
-def refuses(running: Loader, state: Any) -> bool:
-    """Whether `running` refuses the state; with an error of any other kind it fails the test."""
-    try:
-        running.load_state_dict(state)
-    except ConfigError as error:
-        return bool(error.code == "resume-state" or pytest.fail(f"{error!r}"))
-    return False
 
 
 # What it is
@@ -230,78 +219,3 @@ def test_a_refused_state_changes_nothing() -> None:
         assert running.state_dict() == before
         assert running.epoch == 1
     assert first + ids(batches) == ids(loader())
-
-
-# What may stand in it
-
-numbers = st.integers(-3, TOTAL + 3) | st.sampled_from([2**63, 2**64, -(2**70), 10**400])
-anything = st.recursive(
-    st.none() | st.booleans() | numbers | st.floats() | st.text(max_size=3) | st.binary(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=8,
-)
-ranges = st.lists(st.lists(st.tuples(numbers, numbers).map(sorted), max_size=3), min_size=0, max_size=9)
-
-
-@settings(deadline=None, max_examples=150)
-@given(st.data(), st.booleans())
-def test_an_edited_state_is_refused_or_gives_no_row_twice(data: st.DataObject, shuffle: bool) -> None:
-    _, state = stopped(shuffle=shuffle)
-    for _ in range(data.draw(st.integers(1, 3))):
-        field = data.draw(st.sampled_from(sorted(FIELDS | {"extra"})))
-        if data.draw(st.booleans()):
-            state.pop(field, None)
-        elif field == "left" and data.draw(st.booleans()):
-            state["left"] = data.draw(ranges)
-        else:
-            state[field] = data.draw(anything)
-    world_size = data.draw(st.sampled_from([1, 2]))
-    found: list[int] = []
-    for rank in range(world_size):
-        running = loader(shuffle=shuffle, rank=rank, world_size=world_size)
-        if refuses(running, state):
-            return
-        found += ids(running)
-    assert len(set(found)) == len(found)
-
-
-@pytest.mark.parametrize(
-    "left",
-    [
-        [[[0, TOTAL + 1]]],
-        [[[TOTAL, TOTAL + 1]]],
-        [[[0, 9], [8, 12]]],
-        [[[0, 9]], [[3, 4]]],
-        [[[5, 5], [0, 10]]],
-        [[[9, 3]]],
-        [[[-1, 3]]],
-        [[[0, True]]],
-        [[[0, 1, 2]]],
-        [[0, 1]],
-        "left",
-    ],
-)
-def test_ranges_beyond_the_rows_or_upon_each_other_are_refused(left: Any) -> None:
-    _, state = stopped(shuffle=False)
-    parts = list(range(len(left)))
-    for world_size in (1, 2):
-        running = loader(shuffle=False, rank=0, world_size=world_size)
-        with pytest.raises(ConfigError) as caught:
-            running.load_state_dict({**state, "left": left, "exact": parts})
-        assert caught.value.code == "resume-state"
-
-
-@settings(deadline=None)
-@given(st.lists(anything, max_size=2), st.data())
-def test_merging_refuses_what_does_not_belong_together(other: list[Any], data: st.DataObject) -> None:
-    _, state = stopped()
-    field = data.draw(st.sampled_from(sorted(FIELDS - {"exact"})))
-    for states in (
-        [state, state],
-        [state, *other] if other else [],
-        [{**state, field: data.draw(anything)}, state],
-    ):
-        with pytest.raises(ConfigError) as caught:
-            merge_states(states)
-        assert caught.value.code == "resume-state"
-    assert merge_states([state]) == state
