@@ -133,6 +133,19 @@ def test_going_back_in_the_same_process(scene: Scene) -> None:
     assert [lists(loader) for _ in range(3)] == [first[4:], second, third]
 
 
+def test_going_back_counts_for_more_workers_too(scene: Scene) -> None:
+    data = dataset(scene)
+    loader = loading(data, 2)
+    first, states = stops(loader)
+    for _ in range(2):
+        lists(loading(data, 3))
+    loader.load_state_dict(states[4])
+    assert lists(loader) == first[4:]
+    expected = dataset(scene)
+    expected.set_epoch(1)
+    assert lists(loading(data, 3)) == lists(loading(expected, 3))
+
+
 def test_set_epoch_reaches_the_workers(scene: Scene) -> None:
     data = dataset(scene)
     loader = loading(data, 2)
