@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from scene import Scene
+from scene import Scene, ended, forked
 from test_across_processes import LoggedKms, spellings
 from torch.utils.data import DataLoader
 
@@ -232,6 +232,25 @@ def test_a_worker_that_never_began_does_not_fall_behind(scene: Scene) -> None:
     expected = shuffled(scene)
     expected.set_epoch(1)
     assert ids(loading(data, 2)) == ids(loading(expected, 2))
+
+
+def test_a_worker_that_starts_while_an_epoch_is_set_does_not_count(scene: Scene) -> None:
+    """It belongs to an iteration that nobody waits for any more."""
+    data = shuffled(scene)
+    data.set_epoch(3)
+    wait, go_on = os.pipe()
+
+    def begin() -> None:
+        os.read(wait, 1)
+        assert data._epochs.begin() == 3
+
+    pid = forked(begin)
+    data.set_epoch(7)
+    os.write(go_on, b"!")
+    assert ended(pid) == 0
+    os.close(wait)
+    os.close(go_on)
+    assert ids(data) == order(scene, 7)
 
 
 def test_only_workers_know_where_their_rows_stand(scene: Scene) -> None:
