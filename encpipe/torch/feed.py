@@ -20,7 +20,7 @@ from encpipe.torch.engine import Plan, batches
 from encpipe.torch.order import Order, Shape
 from encpipe.torch.share import LaneShare, Place, RangeShare, Uneven, check_place, one_worker_only
 from encpipe.torch.source import RowGroupSource
-from encpipe.torch.state import Binding, LoaderState, parse_state
+from encpipe.torch.state import Binding, LoaderState
 from encpipe.torch.stats import Meter
 from encpipe.torch.values import Values
 
@@ -133,12 +133,6 @@ class Feed:
             window=self.shape.window if self.shape.shuffle else 0,
             uneven=self.uneven,
         )
-
-    def parse(self, state: Mapping[str, Any]) -> LoaderState:
-        """A state that fits this feed. Raises `ConfigError` `resume-state`."""
-        parsed = parse_state(state)
-        parsed.check(self.binding)
-        return parsed
 
     def session(
         self, epoch: int, state: LoaderState | None = None, *, worker: int = 0, workers: int = 1
