@@ -139,9 +139,15 @@ class Loader:
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration begin this epoch."""
+        """Let the next iteration begin this epoch.
+
+        Right after `load_state_dict`, with the epoch of that state, it changes nothing.
+        """
         check_count("epoch", epoch, 0)
-        self._epoch, self._state, self._session = epoch, None, None
+        self._session = None
+        if self._state is not None and self._state.epoch == epoch:
+            return
+        self._epoch, self._state = epoch, None
 
     def __len__(self) -> int:
         """How many batches a whole epoch has, on this and every rank."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias, get_args
 
 from encpipe.errors import ConfigError
@@ -99,7 +99,7 @@ class LaneShare(Share):
     """A place of a shuffled epoch: whole lanes of `lengths` rows, which take turns with runs of `run` rows.
 
     Lanes that are not in step are brought there first: what is left of them before the first run that all of
-    them have whole (the *head*) is cut into equal parts for all places, whosever lanes it is of.
+    them have whole (the *head*) is cut into equal parts for the workers of one number in all ranks.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class LaneShare(Share):
         *,
         exact: Collection[int] = (),
     ) -> None:
-        self.run, self._lanes = run, len(lengths)
+        self.place, self.run, self._lanes = place, run, len(lengths)
         parts = tuple(((0, length),) for length in lengths) if left is None else left
         _check_lanes(parts, lengths)
         self._of = {other: self._whole_lanes(other, parts) for other in place.all()}
         if left is not None and len(exact) == len(lengths):
-            self._share_head(parts, lengths)
+            self._share_heads(parts, lengths)
         self.left = self._of[place]
         """The ranges of each lane that this place gives."""
         sizes = [sum(map(_rows, self._of[like].values())) for like in place.likes()]
@@ -126,21 +126,26 @@ class LaneShare(Share):
     def _whole_lanes(self, place: Place, parts: Parts) -> dict[int, tuple[Range, ...]]:
         return {lane: parts[lane] for lane in place.lanes(self._lanes)}
 
-    def _share_head(self, parts: Parts, lengths: Sequence[int]) -> None:
-        """Bring lanes that are not in step there, together."""
-        begins = [
-            part[-1][0] if part and part[-1][1] == length else length
-            for part, length in zip(parts, lengths, strict=True)
-        ]
-        step = -(-max(begins) // self.run) * self.run
-        heads = [tuple(_overlap(part, 0, step)) for part in parts]
-        size = sum(map(_rows, heads))
-        for place, own in self._of.items():
-            first, last = (size * n // len(self._of) for n in (place.number, place.number + 1))
-            for lane, head in enumerate(heads):
-                rest = _overlap(own[lane], step, lengths[lane]) if lane in own else ()
-                own[lane] = (*_between(head, first, last), *rest)
-                first, last = first - _rows(head), last - _rows(head)
+    def _share_heads(self, parts: Parts, lengths: Sequence[int]) -> None:
+        """Bring lanes that are not in step there, together: the workers of one number in all ranks do so for
+        their lanes. Workers of a rank do not share, since they need not be in step when a state is taken."""
+        for worker in range(self.place.workers):
+            likes = replace(self.place, worker=worker).likes()
+            lanes = [lane for like in likes for lane in like.lanes(self._lanes)]
+            begins = [
+                parts[lane][-1][0] if parts[lane] and parts[lane][-1][1] == lengths[lane] else lengths[lane]
+                for lane in lanes
+            ]
+            step = -(-max(begins, default=0) // self.run) * self.run
+            heads = {lane: tuple(_overlap(parts[lane], 0, step)) for lane in lanes}
+            size = sum(map(_rows, heads.values()))
+            for number, like in enumerate(likes):
+                own = self._of[like]
+                first, last = (size * n // len(likes) for n in (number, number + 1))
+                for lane, head in heads.items():
+                    rest = _overlap(own[lane], step, lengths[lane]) if lane in own else ()
+                    own[lane] = (*_between(head, first, last), *rest)
+                    first, last = first - _rows(head), last - _rows(head)
 
     @property
     def exact(self) -> tuple[int, ...]:
