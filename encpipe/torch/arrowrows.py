@@ -19,7 +19,9 @@ _OFFSET_LIMIT = 2**31 - 1
 def concat(arrays: Sequence[pa.Array]) -> pa.Array:
     """One array of all; as large_string or large_binary where the 32-bit offsets would not reach."""
     kind = arrays[0].type
-    if kind in _LARGE and sum(array.nbytes for array in arrays) > _OFFSET_LIMIT:
+    if any(array.type != kind for array in arrays):  # some were too large for 32-bit offsets before
+        arrays = [array.cast(_LARGE.get(array.type, array.type)) for array in arrays]
+    elif kind in _LARGE and sum(array.nbytes for array in arrays) > _OFFSET_LIMIT:
         arrays = [array.cast(_LARGE[kind]) for array in arrays]
     return pa.concat_arrays(arrays)
 

@@ -127,11 +127,16 @@ class Dense:
 
 
 def split(column: torch.Tensor, cuts: Cuts) -> Sequence[torch.Tensor]:
-    """Views of the rows between the cuts, which follow one another."""
-    if len(cuts) == 1:
-        return (column,)
-    views: Sequence[torch.Tensor] = column.split(cuts[0][1] - cuts[0][0])
-    return views
+    """The rows between the cuts, which follow one another; not copied.
+
+    Each is a tensor of its own all the same, in a storage of its own: else what is done to one batch shows in
+    the others (`share_memory_` moves all of them, a write spoils the backward pass of another, and
+    `torch.save` writes them all).
+    """
+    if column.device.type == "cpu" and numpy_dtype(column.dtype) is not None:
+        array = column.numpy()
+        return [torch.from_numpy(array[start:stop]) for start, stop in cuts]
+    return [column[start:stop].data for start, stop in cuts]
 
 
 def _written(parts: Sequence[Part], target: Anything) -> Anything:

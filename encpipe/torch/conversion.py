@@ -93,6 +93,9 @@ class Converter:
         stacked = {name for made in self._stacks for name in made.names}
         self._alone = {name: kind for name, kind in kinds.items() if name not in stacked}
         self._check_names()
+        ragged = [kind for kind in self._alone.values() if isinstance(kind, Ragged)]
+        self.made_late = tuple(name for kind in ragged for name in kind.made_late)
+        """The tensors that are made when batches are cut: lists of different lengths."""
         self._can_take = not any("view" in str(kind) for kind in schema.types)  # Arrow cannot
 
     def _check_names(self) -> None:
@@ -114,8 +117,16 @@ class Converter:
                     f"no tensor is called {name!r}, to be cast", hint=did_you_mean(name, tensors)
                 )
 
-    def load(self, table: pa.Table, order: Order | npt.NDArray[np.int32] | None = None) -> Values:
+    def load(
+        self,
+        table: pa.Table,
+        order: Order | npt.NDArray[np.int32] | None = None,
+        *,
+        to_move: bool = False,
+    ) -> Values:
         """The table's rows, or those with the numbers in `order`, in that order.
+
+        With `to_move` they are as cheap to move as can be before they are finished.
 
         Raises `ConfigError` `nulls`, naming the column, for a null that may not be there, `IndexError` for a
         number that no row has.
@@ -128,7 +139,10 @@ class Converter:
             order = order.astype(np.int64, copy=False)  # else NumPy does so for every column
         values: Values = {}
         for name, kind in self._alone.items():
-            values.update(kind.load(table[name], order))
+            if to_move and isinstance(kind, Text):
+                values.update(kind.load_to_move(table[name]))
+            else:
+                values.update(kind.load(table[name], order))
         for stack in self._stacks:
             values.update(stack.load(table, order))
         for name, dtype in self._dtypes.items():

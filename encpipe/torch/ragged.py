@@ -14,7 +14,7 @@ import torch
 
 from encpipe.torch import arrowrows
 from encpipe.torch.buffers import Order
-from encpipe.torch.columns import Cuts, elements_of, mask, mask_name
+from encpipe.torch.columns import Cuts, elements_of, mask, mask_name, split
 from encpipe.torch.leaves import Leaf, Part, fill, refuse_nulls, valid_of
 from encpipe.torch.values import Column, Values
 
@@ -39,6 +39,11 @@ class Ragged:
     def tensors(self) -> tuple[str, ...]:
         name = self.leaf.name
         return (name, self._extra, mask_name(name)) if self.masked else (name, self._extra)
+
+    @property
+    def made_late(self) -> tuple[str, ...]:
+        """Those of them that `finish` makes."""
+        return self.leaf.name, self._extra
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -88,7 +93,7 @@ class Ragged:
     def _batch(
         self, elements: torch.Tensor, offsets: npt.NDArray[np.int64]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        inside = elements[offsets[0] : offsets[-1]]
+        (inside,) = split(elements, [(offsets[0], offsets[-1])])
         if not self.pad:
             return inside, torch.from_numpy(offsets - offsets[0])
         lengths = np.diff(offsets)

@@ -22,7 +22,7 @@ import torch
 from encpipe.torch import arrowrows
 from encpipe.torch.buffers import scratch
 from encpipe.torch.order import Permutation, Stretch
-from encpipe.torch.values import Column, Values, join, like, opaque
+from encpipe.torch.values import Column, Objects, Values, join, like, opaque
 
 _PIECE_BYTES: Final = 128 * 1024
 """Gathered at once before it is put in place, so that it stays in the cache."""
@@ -141,35 +141,22 @@ class _Numbers:
         self.rows = opaque(self.whole)
 
 
-class _Objects:
-    """A text column of a stripe."""
-
-    def __init__(self, rows: int) -> None:
-        self.whole: npt.NDArray[np.object_] = np.empty(rows, object)
-
-    def put(self, placement: Placement, taken: npt.NDArray[np.object_]) -> None:
-        """Rows, one after another, to where they go."""
-        runs, rows = placement.runs - 1, placement.rows
-        last = placement.target + runs * placement.stride
-        if runs:
-            room = self.whole[placement.target : last].reshape(runs, placement.stride)
-            room[:, :rows] = taken[: runs * rows].reshape(runs, rows)
-        self.whole[last : last + rows] = taken[runs * rows :]
-
-
 class _Scattered:
-    """An Arrow column of a stripe: pieces, and where their rows go. Put together when all are there."""
+    """A column that is no tensor: pieces, and where their rows go. Put together when all are there."""
 
     def __init__(self) -> None:
-        self.pieces: list[tuple[pa.Array, npt.NDArray[np.int64]]] = []
+        self.pieces: list[tuple[pa.Array | Objects, npt.NDArray[np.int64]]] = []
 
     @property
-    def whole(self) -> pa.Array:
-        arrays, targets = zip(*self.pieces, strict=True)
-        return arrowrows.take(arrowrows.concat(arrays), np.argsort(np.concatenate(targets)))
+    def whole(self) -> pa.Array | Objects:
+        columns, targets = zip(*self.pieces, strict=True)
+        order = np.argsort(np.concatenate(targets))
+        if all(isinstance(column, pa.Array) for column in columns):
+            return arrowrows.take(arrowrows.concat(columns), order)
+        return np.concatenate([np.asarray(column, object) for column in columns]).take(order)
 
 
-_Stripe: TypeAlias = "dict[str, _Numbers | _Objects | _Scattered]"
+_Stripe: TypeAlias = "dict[str, _Numbers | _Scattered]"
 
 
 class Stripes:
@@ -193,11 +180,12 @@ class Stripes:
                 continue
             column = join([{name: part[name]} for part in parts])[name]
             for placement, target in zip(placements, columns, strict=True):
-                rows = order[placement.source : placement.stop]
-                if isinstance(target, _Objects):
-                    target.put(placement, column.take(rows))
-                elif isinstance(target, _Scattered):
-                    target.pieces.append((arrowrows.take(column, rows), placement.targets))
+                if isinstance(target, _Scattered):
+                    rows = order[placement.source : placement.stop]
+                    taken = (
+                        arrowrows.take(column, rows) if isinstance(column, pa.Array) else column.take(rows)
+                    )
+                    target.pieces.append((taken, placement.targets))
 
     def take(self, number: int) -> Values:
         """A stripe whose rows are all placed."""
@@ -213,10 +201,8 @@ class Stripes:
             return self._open[number]
 
 
-def _room(column: Column, rows: int) -> _Numbers | _Objects | _Scattered:
-    if isinstance(column, torch.Tensor):
-        return _Numbers(column, rows)
-    return _Objects(rows) if isinstance(column, np.ndarray) else _Scattered()
+def _room(column: Column, rows: int) -> _Numbers | _Scattered:
+    return _Numbers(column, rows) if isinstance(column, torch.Tensor) else _Scattered()
 
 
 def _place_numbers(

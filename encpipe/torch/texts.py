@@ -18,7 +18,7 @@ from encpipe.torch.values import Column, Objects, Values
 _SAMPLE: Final = 1_024
 """Rows looked at before a column of text is made into objects."""
 _SHORT: Final = 64
-"""Bytes of a value, on average, up to which it is looked for among others."""
+"""Bytes of a value, on average, up to which it is looked for among others, and moved as bytes."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,21 @@ class Text:
         return (self.name,)
 
     def load(self, column: pa.ChunkedArray, order: Order | None) -> Values:
+        return self._load(arrowrows.whole(column), order, arrow=self.arrow)
+
+    def load_to_move(self, column: pa.ChunkedArray) -> Values:
+        """The same as it is stored, in Arrow if it is short: `finish` then makes objects of it.
+
+        Moving objects costs a look at each of them, with the interpreter locked.
+        """
         array = arrowrows.whole(column)
+        return self._load(array, None, arrow=self.arrow or array.nbytes <= _SHORT * len(array))
+
+    def _load(self, array: pa.Array, order: Order | None, *, arrow: bool) -> Values:
         values = array if _is_plain_dictionary(array) else plain_text(array)
         filled = fill(self.name, values, self.nulls) if values.null_count else values
         found: Values = {}
-        if self.arrow:
+        if arrow:
             plain = plain_text(filled)
             found[self.name] = plain if order is None else arrowrows.take(plain, order)
         else:
@@ -54,7 +64,9 @@ class Text:
 
     def finish(self, column: Column, cuts: Cuts) -> dict[str, Sequence[Any]]:
         if isinstance(column, pa.Array):
-            return {self.name: [column.slice(start, stop - start) for start, stop in cuts]}
+            if self.arrow:
+                return {self.name: [column.slice(start, stop - start) for start, stop in cuts]}
+            column = _objects(column, None)
         assert isinstance(column, np.ndarray)
         objects = column.tolist()
         return {self.name: [objects[start:stop] for start, stop in cuts]}

@@ -4,7 +4,8 @@
 
     torch.Tensor      numbers, masks, stacks: dense, contiguous along dimension 0
     np.ndarray        of dtype object: the str or bytes of a text column, so that moving rows moves pointers
-    pa.Array          text that stays in Arrow; lists of different lengths (large_list of a primitive type)
+    pa.Array          text that stays in Arrow, or does until it is finished; lists of different lengths
+                      (large_list of a primitive type)
 
 Nothing here writes into what it is given. `cut` gives views, `join` copies.
 """
@@ -68,9 +69,11 @@ def join(parts: Sequence[Mapping[str, Column]]) -> Values:
 
 def _join(columns: Sequence[Column]) -> Column:
     first = columns[0]
-    if isinstance(first, pa.Array):
+    if all(isinstance(column, pa.Array) for column in columns):
         return arrowrows.concat(columns)
-    return torch.cat([*columns]) if isinstance(first, torch.Tensor) else np.concatenate(columns)
+    if isinstance(first, torch.Tensor):
+        return torch.cat([*columns])
+    return np.concatenate([np.asarray(column, object) for column in columns])
 
 
 def like(tensor: torch.Tensor, rows: int) -> torch.Tensor:
