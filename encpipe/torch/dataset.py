@@ -141,9 +141,10 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
         return self._run(session)
 
     def _run(self, session: Session) -> Generator[Any, None, None]:
-        with closing(session.run(threads=self._reading_threads(), prefetch=self._prefetch)) as found:
-            for batch in found:
-                yield batch if self._transform is None else self._transform(batch)
+        threads = self._reading_threads()
+        found = session.run(threads=threads, prefetch=self._prefetch, transform=self._transform)
+        with closing(found):
+            yield from found
 
     def _reading_threads(self) -> int:
         """As asked for; else one for each core, or a single one where worker processes share the cores."""

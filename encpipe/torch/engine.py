@@ -52,7 +52,7 @@ class Plan:
     threads: int
     prefetch: int
     move: Callable[[Values], Values] | None = None
-    """Done to every chunk before it is cut into batches (to a device)."""
+    """Done to every chunk before it is cut into batches, and to what is made only then (to a device)."""
 
 
 def batches(plan: Plan, meter: Meter) -> Generator[Batch, None, None]:
@@ -62,7 +62,10 @@ def batches(plan: Plan, meter: Meter) -> Generator[Batch, None, None]:
     reading = ThreadPoolExecutor(plan.threads, thread_name_prefix=_READER)
     try:
         with closing(_chunks(plan, reading, meter)) as chunks:
-            yield from itertools.islice(_cut_up(chunks, plan.batch_size, plan.converter), plan.batches)
+            for batch in itertools.islice(_cut_up(chunks, plan.batch_size, plan.converter), plan.batches):
+                if plan.move is not None:
+                    batch.update(plan.move({name: batch[name] for name in plan.converter.made_late}))
+                yield batch
     finally:
         _end(reading, plan.source)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, TypedDict, cast
 
 import torch
@@ -12,7 +13,7 @@ from encpipe.access import AnyPath
 from encpipe.config import Config
 from encpipe.configtable import did_you_mean
 from encpipe.dataset import Dataset, Filter, open_dataset
-from encpipe.errors import ConfigError
+from encpipe.errors import ConfigError, EncpipeError
 from encpipe.kms.registry import MasterKeys
 from encpipe.projection import OnMissingKey
 from encpipe.torch.conversion import Batch, Converter
@@ -169,8 +170,13 @@ class Session:
         threads: int,
         prefetch: int,
         move: Callable[[Values], Values] | None = None,
-    ) -> Generator[Batch, None, None]:
-        """The batches. A batch counts as given as soon as it is handed out."""
+        transform: Callable[[Batch], Any] | None = None,
+    ) -> Generator[Any, None, None]:
+        """The batches, or what `transform` makes of each.
+
+        One counts as given as soon as it is handed out, and not where `transform` raises or is interrupted.
+        Raises `EncpipeError` `unsupported` when a forked child goes on with it.
+        """
         feed = self._feed
         plan = Plan(
             feed.source,
@@ -184,13 +190,22 @@ class Session:
             move,
         )
         self.meter.begin()
+        here = os.getpid()
         left = self._share.rows
-        for batch in batches(plan, self.meter):
-            self.given += 1
-            rows = min(feed.batch_size, left)
-            left -= rows
-            self.meter.gave(rows)
-            yield batch
+        with closing(batches(plan, self.meter)) as found:
+            for batch in found:
+                made = batch if transform is None else transform(batch)
+                self.given += 1
+                rows = min(feed.batch_size, left)
+                left -= rows
+                self.meter.gave(rows)
+                yield made
+                if os.getpid() != here:
+                    raise EncpipeError(
+                        "this iterator reads with threads, which stayed in the process that was forked",
+                        hint="iterate over the loader anew in the child",
+                        code="unsupported",
+                    )
 
     def state(self) -> LoaderState:
         """Where the epoch stands after the batches that were given."""

@@ -160,12 +160,13 @@ class Loader:
         return self._run(session)
 
     def _run(self, session: Session) -> Generator[Any, None, None]:
-        found = session.run(threads=self._threads, prefetch=self._prefetch, move=self._move)
+        found = session.run(
+            threads=self._threads, prefetch=self._prefetch, move=self._move, transform=self._transform
+        )
         if self._progress:
             found = shown(found, session)
         try:
-            for batch in found:
-                yield batch if self._transform is None else self._transform(batch)
+            yield from found
         finally:
             found.close()
 

@@ -32,7 +32,7 @@ class Memory:
 
     def __init__(self, idle: int = IDLE) -> None:
         self._limit, self._idle = idle, 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # `release` waits, and may come amid anything else too
         self._blocks: dict[int, list[_Block]] = defaultdict(list)
 
     @property
@@ -55,8 +55,9 @@ class Memory:
             blocks = self._blocks[size]
             if not blocks:
                 return None
-            self._idle -= size
-            return blocks.pop()
+            block = blocks.pop()
+            self._idle = max(0, self._idle - size)
+            return block
         finally:
             self._lock.release()
 
@@ -79,7 +80,7 @@ class Memory:
 
     def after_fork(self) -> None:
         """In the child: another thread of the parent may have held the lock."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 class _Block:

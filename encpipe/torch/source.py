@@ -91,7 +91,7 @@ class ScanSource:
     def __setstate__(self, state: _Kept) -> None:
         """Nothing is opened before it is needed: a worker process can then tell what went wrong."""
         self._dataset, self._columns, self._filter, self._threads, self.schema, self._rows = state
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a loop left to the garbage collector may end inside of `_groups`
         self._scan = None
         self._open: RowGroups | None = None
 
