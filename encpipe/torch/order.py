@@ -9,7 +9,7 @@ Without a shuffle it is the dataset's own. Shuffled, it is a function of the cor
    row group once.
 2. A lane is a sequence of *blocks*: up to `window` row groups, none after 32,768 rows or 16 MiB of file. The
    rows of a block are shuffled together.
-3. Lanes are interleaved by *runs* of 8 rows, or 64 where a row has less than 1 KiB of file: a run of lane 0,
+3. Lanes are interleaved by *runs* of 8 rows, or 32 where a row has less than 1 KiB of file: a run of lane 0,
    one of lane 1, and so on, round after round.
 
 Where an owner of lanes stands is told by what is left of each lane: the next run is taken from the lane that
@@ -38,10 +38,10 @@ ORDER_VERSION: Final = 1
 """Counts up when the same seed would give another order; a resume state carries it."""
 
 LANES: Final = 8
-WINDOW: Final = 4
+WINDOW: Final = 8
 RUN: Final = 8
 """Rows that come from one lane before the next has its turn."""
-SMALL_RUN: Final = 64
+SMALL_RUN: Final = 32
 """The same where rows are small, so that what is moved at once of each column is worth the move."""
 SMALL_ROW_BYTES: Final = 1024
 """Rows below this, in the file, are small."""
