@@ -128,6 +128,8 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
             self._state = None
 
     def __iter__(self) -> Generator[Any, None, None]:
+        if not self.close.alive:
+            raise ValueError("this dataset is closed")
         if self._pid != os.getpid():  # forked: what the parent has open is the parent's
             self._hold_on()
             self._feed.source = self._feed.source.reopened()  # type: ignore[attr-defined] # made here

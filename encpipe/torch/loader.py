@@ -65,8 +65,8 @@ class Loader:
     (`encpipe.guard`) until `close`. `progress` shows a bar on a terminal.
 
     Raises what `open_dataset` and `Dataset.scan` raise, `ConfigError` for settings that make no sense, while
-    iterating `IntegrityError`, `KmsError`, `StorageError` or `ConfigError` `nulls`; `TypeError` for an
-    unknown argument.
+    iterating `IntegrityError`, `KmsError`, `StorageError` or `ConfigError` `nulls`, and `ValueError` after
+    `close`; `TypeError` for an unknown argument.
     """
 
     def __init__(
@@ -129,6 +129,7 @@ class Loader:
             self._make_feed, self._columns, self._filter = feed, columns, filter
             self._feed = feed(source)
             self.close = weakref.finalize(self, stack_of_closers.pop_all().close)
+            """Release what was opened here, and the guard; there are no more batches then."""
         self._epoch = 0
         self._state: LoaderState | None = None
         self._session: Session | None = None
@@ -154,6 +155,7 @@ class Loader:
         return self._feed.session(self._epoch).batches
 
     def __iter__(self) -> Generator[Any, None, None]:
+        self._check_open()
         session = self._feed.session(self._epoch, self._state)
         self._session, self._state = session, None
         self._epoch += 1
@@ -166,9 +168,16 @@ class Loader:
         if self._progress:
             found = shown(found, session)
         try:
-            yield from found
+            for batch in found:
+                yield batch
+                self._check_open()
         finally:
             found.close()
+
+    def _check_open(self) -> None:
+        """Raise `ValueError` after `close`, as Python's files do: no rows are read without the guard."""
+        if not self.close.alive:
+            raise ValueError("this loader is closed")
 
     def state_dict(self) -> dict[str, Any]:
         """Where this stands after the last batch that was given: plain, versioned, without data or keys.

@@ -219,7 +219,9 @@ class _Reading:
         return getattr(self._kept, "group", None) == group
 
     def table(self, group: int) -> pa.Table:
-        """The rows of a row group."""
+        """The rows of a row group. Raises `ValueError` after `close`."""
+        if not self._close.alive:
+            raise ValueError("this dataset is closed")
         if not self.keeps(group):
             self._kept.__dict__.clear()  # first, so that there is never more than one
             self._kept.table = self.source.read(group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ import pyarrow as pa
 import pytest
 import torch
 from rowsource import MemorySource, ids, load, numbered
-from scene import ended, forked
+from scene import Scene, ended, forked, people, save
 
 from encpipe import EncpipeError
-from encpipe.torch import Conversion
+from encpipe.torch import Conversion, IterableDataset, Loader, MapDataset
 
 SHUFFLES = pytest.mark.parametrize("shuffle", [False, True])
 LISTS = pytest.mark.parametrize("lists", ["offsets", "pad"])
@@ -119,3 +120,24 @@ def test_a_forked_child_cannot_go_on_with_an_iterator_and_may_begin_its_own() ->
     assert ended(forked(begin)) == 0
     assert ended(forked(go_on)) == 0
     assert len(ids(batches)) == 990
+
+
+def test_nothing_is_read_after_close(tmp_path: Path) -> None:
+    scene = Scene(str(tmp_path / "sealed"))
+    scene.write(save(tmp_path / "plain", people(rows=12)))
+    loader = Loader(scene.url, 3, ["id"], **scene.access)
+    under_way = iter(loader)
+    next(under_way)
+    by_worker = IterableDataset(scene.url, 3, ["id"], **scene.access)
+    by_number = MapDataset(scene.url, ["id"], **scene.access)
+    assert by_number[0]["id"] == 0
+    for opened in (loader, by_worker, by_number):
+        opened.close()
+    for read in (
+        lambda: iter(loader),
+        lambda: next(under_way),
+        lambda: list(by_worker),
+        lambda: by_number[5],
+    ):
+        with pytest.raises(ValueError, match="is closed"):
+            read()
