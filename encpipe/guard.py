@@ -90,6 +90,11 @@ def hold(guard: Guard, *, machine: Machine = MACHINE) -> Iterator[None]:
     the locks. Raises `ConfigError`: `memory-lock` where the system refuses to lock memory, `config` where it
     refuses another part; what is in force is as before then. Beginning and ending take milliseconds each.
     """
+    if not isinstance(guard, Guard):
+        raise ConfigError(
+            f"guard is {guard!r}: it is an encpipe.guard.Guard",
+            hint="Guard(forbid_core_dumps=False, dont_dump=False, warn_swap=False) holds nothing",
+        )
     if sys.platform != "linux":
         _warn_once(GuardWarning, f"encpipe.guard does nothing on {sys.platform}: it knows Linux only")
         yield

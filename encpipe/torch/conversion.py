@@ -80,6 +80,9 @@ class Converter:
         stack: Mapping[str, Sequence[str]] | None = None,
         conversion: Conversion = Conversion(),  # noqa: B008 - frozen, and shows the defaults
     ) -> None:
+        if not isinstance(conversion, Conversion):
+            raise ConfigError(f"conversion is {conversion!r}: it is an encpipe.torch.Conversion")
+        nulls = getattr(nulls, "item", lambda: nulls)()  # of a NumPy number, the number
         number = isinstance(nulls, int | float) and not isinstance(nulls, bool)
         if not number and nulls not in ("error", "mask"):
             raise ConfigError(

@@ -6,6 +6,7 @@ import os
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from types import TracebackType
 from typing import Any, Unpack
 
 import pyarrow as pa
@@ -18,12 +19,12 @@ from encpipe.errors import ConfigError
 from encpipe.guard import Guard
 from encpipe.torch.conversion import Conversion, Converter, Nulls
 from encpipe.torch.epochs import Epochs
-from encpipe.torch.feed import Feed, Opened, OpenOptions, Session, check_count
+from encpipe.torch.feed import Feed, Opened, OpenOptions, Session, check_count, check_transform
 from encpipe.torch.loader import PREFETCH
 from encpipe.torch.order import LANES, WINDOW, Shape
 from encpipe.torch.share import Uneven
-from encpipe.torch.source import ScanSource
-from encpipe.torch.state import LoaderState, find_states, merge_states, parse_state
+from encpipe.torch.source import ScanSource, column_names
+from encpipe.torch.state import MOST_EPOCH, LoaderState, find_states, merge_states, parse_state
 
 
 class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does not follow torch here: slow
@@ -74,15 +75,16 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
         **options: Unpack[OpenOptions],
     ) -> None:
         if threads is not None:
-            check_count("threads", threads, 1)
-        check_count("prefetch", prefetch, 0)
+            threads = check_count("threads", threads, 1)
+        prefetch, columns = check_count("prefetch", prefetch, 0), column_names(columns)
+        check_transform(transform)
         self._threads, self._prefetch, self._transform, self._guard = threads, prefetch, transform, guard
         self._columns, self._filter = columns, filter
         self._epochs = Epochs()
         self._state: LoaderState | None = None
         self._loaded_by = 0
         self._session: Session | None = None
-        self._opened = Opened(url_or_dataset, options, of="IterableDataset")
+        self._opened = Opened(url_or_dataset, options, of=IterableDataset)
         self._hold_on()
         try:
             source = self._source()
@@ -121,7 +123,7 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
 
         Right after `load_state_dict`, with the epoch of that state, it changes nothing.
         """
-        check_count("epoch", epoch, 0)
+        epoch = check_count("epoch", epoch, 0, MOST_EPOCH)
         self._epochs.set(epoch)
         self._session = None
         if self._state is not None and self._state.epoch != epoch:
@@ -186,6 +188,14 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
         if not in_worker:
             self._epochs.set(parsed.epoch)
             self._feed.session(parsed.epoch, parsed)  # refuses here what cannot be gone on with
+
+    def __enter__(self) -> IterableDataset:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "close"} | {"_session": None}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import operator
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -48,11 +51,12 @@ class OpenOptions(TypedDict, total=False):
 class Opened:
     """A dataset that was given open, or is opened here by its URL and then closed here."""
 
-    def __init__(self, given: AnyPath | Dataset, options: OpenOptions, *, of: str) -> None:
+    def __init__(self, given: AnyPath | Dataset, options: OpenOptions, *, of: type) -> None:
         unknown = set(options) - OpenOptions.__annotations__.keys()
         if unknown:
-            close = did_you_mean(min(unknown), set(OpenOptions.__annotations__))
-            raise TypeError(f"{of}() got an unexpected keyword argument {min(unknown)!r}: {close}")
+            known = {*OpenOptions.__annotations__, *inspect.signature(of).parameters} - {"options"}
+            close = did_you_mean(min(unknown), known)
+            raise TypeError(f"{of.__name__}() got an unexpected keyword argument {min(unknown)!r}: {close}")
         self.owned = not isinstance(given, Dataset)
         self._options = options
         if isinstance(given, Dataset):
@@ -104,20 +108,16 @@ class Feed:
         rank: int | None,
         world_size: int | None,
     ) -> None:
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("lanes", shape.lanes, 1),
-            ("window", shape.window, 1),
-            ("seed", shape.seed, 0),
-        ):
-            check_count(name, value, least)
-        self.rank, self.world_size = find_rank(rank, world_size)
-        check_count("rank", self.rank, 0)
-        check_count("world_size", self.world_size, 1)
+        batch_size = check_count("batch_size", batch_size, 1)
+        lanes = check_count("lanes", shape.lanes, 1)
+        window = check_count("window", shape.window, 1)
+        shape = Shape(bool(shape.shuffle), check_count("seed", shape.seed, 0), lanes, window)
+        rank, world_size = find_rank(rank, world_size)
+        self.rank, self.world_size = check_count("rank", rank, 0), check_count("world_size", world_size, 1)
         check_place(self.rank, self.world_size, uneven, shape.lanes if shape.shuffle else None)
         self.source, self.converter, self.shape = source, converter, shape
         self.batch_size, self.drop_last, self.uneven = batch_size, drop_last, uneven
-        self._filter = None if filter is None else str(filter)
+        self._filter = None if filter is None else filter_text(filter)
 
     @property
     def binding(self) -> Binding:
@@ -219,10 +219,46 @@ class Session:
         )
 
 
-def check_count(name: str, value: object, least: int) -> None:
-    """Raise `ConfigError` unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def check_count(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """`value` (NumPy's integers too) as a whole number from `least` to `most`. Raises `ConfigError`."""
+    try:
+        count = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = -1
+    if count < least:
         raise ConfigError(f"{name} is {value!r}: it is a whole number, at least {least}")
+    if most is not None and count > most:
+        raise ConfigError(f"{name} is {value!r}: it is at most {most}")
+    return count
+
+
+def check_transform(transform: object) -> None:
+    """Raise `ConfigError` unless it can be called, or is None."""
+    if transform is not None and not callable(transform):
+        raise ConfigError(f"transform is {transform!r}: it is a function of a batch")
+
+
+def filter_text(given: Filter) -> str:
+    """The filter as resume states name it: equal for equal filters, in any process.
+
+    PyArrow leaves out what is in the middle of a long list: a digest of the whole then goes with it.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    found = given if isinstance(given, pc.Expression) else pq.filters_to_expression(_in_order(given))
+    text = str(found)
+    if "..." not in text:
+        return text
+    _, (whole,) = found.__reduce__()
+    return f"{text} SHA-256 {hashlib.sha256(whole).hexdigest()}"
+
+
+def _in_order(given: Any) -> Any:
+    """The same with lists for sets, whose order changes from process to process."""
+    if isinstance(given, set | frozenset):
+        return sorted(given, key=repr)
+    return type(given)(map(_in_order, given)) if isinstance(given, list | tuple) else given
 
 
 def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -16,16 +16,16 @@ import torch
 from encpipe import guard as guarding
 from encpipe.access import AnyPath
 from encpipe.dataset import Dataset, Filter
-from encpipe.errors import EncpipeError
+from encpipe.errors import ConfigError, EncpipeError
 from encpipe.guard import Guard
 from encpipe.torch.bar import shown
 from encpipe.torch.conversion import Batch, Conversion, Converter, Nulls
-from encpipe.torch.feed import Feed, Opened, OpenOptions, Session, check_count
+from encpipe.torch.feed import Feed, Opened, OpenOptions, Session, check_count, check_transform
 from encpipe.torch.memory import MEMORY
 from encpipe.torch.order import LANES, WINDOW, Shape
 from encpipe.torch.share import Uneven
-from encpipe.torch.source import RowGroupSource, ScanSource
-from encpipe.torch.state import LoaderState, parse_state
+from encpipe.torch.source import RowGroupSource, ScanSource, column_names
+from encpipe.torch.state import MOST_EPOCH, LoaderState, parse_state
 from encpipe.torch.stats import Stats
 from encpipe.torch.values import Values
 
@@ -96,9 +96,9 @@ class Loader:
         guard: Guard = Guard(),  # noqa: B008 - frozen, and shows the defaults
         **options: Unpack[OpenOptions],
     ) -> None:
-        self._threads = pa.cpu_count() if threads is None else threads
-        check_count("threads", self._threads, 1)
-        check_count("prefetch", prefetch, 0)
+        self._threads = check_count("threads", pa.cpu_count() if threads is None else threads, 1)
+        prefetch, columns = check_count("prefetch", prefetch, 0), column_names(columns)
+        check_transform(transform)
         self._prefetch, self._transform, self._progress = prefetch, transform, progress
         self._move = _mover(pin_memory, device)
         with ExitStack() as stack_of_closers:
@@ -109,7 +109,7 @@ class Loader:
             if isinstance(url_or_dataset, RowGroupSource):
                 source = url_or_dataset
             else:
-                self._opened = Opened(url_or_dataset, options, of="Loader")
+                self._opened = Opened(url_or_dataset, options, of=Loader)
                 stack_of_closers.callback(self._opened.close)
                 source = ScanSource(self._opened.dataset, columns, filter, self._threads)
 
@@ -144,7 +144,7 @@ class Loader:
 
         Right after `load_state_dict`, with the epoch of that state, it changes nothing.
         """
-        check_count("epoch", epoch, 0)
+        epoch = check_count("epoch", epoch, 0, MOST_EPOCH)
         self._session = None
         if self._state is not None and self._state.epoch == epoch:
             return
@@ -243,11 +243,24 @@ def _mover(pin_memory: bool, device: torch.device | str | None) -> Callable[[Val
         pin_memory = False
     if not pin_memory and device is None:
         return None
+    if device is not None:
+        device = _device(device)
 
     def move(values: Values) -> Values:
         return {name: _moved(value, pin_memory, device) for name, value in values.items()}
 
     return move
+
+
+def _device(given: torch.device | str) -> torch.device:
+    """Raises `ConfigError` for a device that is not there."""
+    try:
+        found = torch.device(given)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:  # depending on the device
+        why = str(error).partition("\n")[0][:200]
+        raise ConfigError(f"device is {given!r}, which PyTorch does not have here: {why}") from None
+    return found
 
 
 def _moved(value: Any, pin_memory: bool, device: torch.device | str | None) -> Any:

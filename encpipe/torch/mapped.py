@@ -100,7 +100,7 @@ class MapDataset(data.Dataset):  # type: ignore[misc] # mypy does not follow tor
         guard: Guard = Guard(),  # noqa: B008 - frozen, and shows the defaults
         **options: Unpack[OpenOptions],
     ) -> None:
-        opened = Opened(url_or_dataset, options, of="MapDataset")
+        opened = Opened(url_or_dataset, options, of=MapDataset)
         try:
             source = ScanSource(opened.dataset, columns, None, threads=1)
             converter = Converter(source.schema, nulls, stack=stack, conversion=conversion)

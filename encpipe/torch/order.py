@@ -231,7 +231,8 @@ def stretches(left: Mapping[int, Sequence[Range]], run: int, rows: int) -> Itera
         turn = tuple(lane for lane, position in at.items() if position // run == behind)
         rounds = 0
         if all(at[lane] % run == 0 for lane in turn):
-            ahead = min((at[lane] // run - behind for lane in at if lane not in turn), default=rows)
+            numbers = (position // run for position in at.values())
+            ahead = min((number - behind for number in numbers if number != behind), default=rows)
             room = min(waiting[lane][-1][1] - at[lane] for lane in turn) // run
             rounds = min(ahead, room, rows // (run * len(turn)))
         size = rounds * run
@@ -245,7 +246,7 @@ def stretches(left: Mapping[int, Sequence[Range]], run: int, rows: int) -> Itera
             at[lane] += size
             if at[lane] == waiting[lane][-1][1]:
                 waiting[lane].pop()
-                del at[lane]
                 if waiting[lane]:
                     at[lane] = waiting[lane][-1][0]
-        at = dict(sorted(at.items()))
+                else:
+                    del at[lane]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import pyarrow as pa
 
 from encpipe.dataset import Dataset, Filter
+from encpipe.errors import ConfigError
 from encpipe.rowgroups import RowGroups
 from encpipe.scan import Scan
 
@@ -71,6 +72,17 @@ class RowGroupSource(Protocol):
         ...
 
 
+def column_names(columns: Collection[str] | None) -> tuple[str, ...] | None:
+    """The names, to be kept. Raises `ConfigError` `filter` for a single string."""
+    if isinstance(columns, str):
+        raise ConfigError(
+            f"columns is {columns!r}: it is a list of names", hint=f"columns=[{columns!r}]", code="filter"
+        )
+    if isinstance(columns, set | frozenset):
+        columns = sorted(columns)  # the order of a set changes from process to process
+    return None if columns is None else tuple(columns)
+
+
 class ScanSource:
     """The chosen columns of a dataset, and the rows for which the filter holds.
 
@@ -81,6 +93,7 @@ class ScanSource:
     def __init__(
         self, dataset: Dataset, columns: Sequence[str] | None, filter: Filter | None, threads: int
     ) -> None:
+        columns = column_names(columns)
         scan = dataset.scan(columns, filter, threads=threads)
         self.__setstate__((dataset, columns, filter, threads, scan.schema, None))
         self._scan: Scan | None = scan

@@ -114,18 +114,21 @@ def stacks_of(
     kinds: Mapping[str, Kind], stack: Mapping[str, Sequence[str]], dtypes: Mapping[str, torch.dtype]
 ) -> tuple[Stack, ...]:
     """The stacks that were asked for. Raises `ConfigError` as `Converter` says."""
+    if not isinstance(stack, Mapping):
+        raise ConfigError(f"stack is {stack!r}: it names tensors", hint='stack={"x": ["column", ...]}')
     return tuple(_stack(name, names, kinds, dtypes.get(name)) for name, names in stack.items())
 
 
 def _stack(name: str, names: Sequence[str], kinds: Mapping[str, Kind], dtype: torch.dtype | None) -> Stack:
-    if isinstance(names, str) or not names or len(set(names)) != len(names):
+    listed = isinstance(names, Sequence) and not isinstance(names, str)
+    if not listed or not names or len({*map(str, names)}) != len(names):
         raise ConfigError(f"stack {name!r} is {names!r}: it is a list of different columns")
     columns = []
     for column in names:
         if column not in kinds:
             raise ConfigError(
                 f"stack {name!r} has column {column!r}, which is not read",
-                hint=did_you_mean(column, set(kinds)),
+                hint=did_you_mean(str(column), set(kinds)),
             )
         kind = kinds[column]
         if not isinstance(kind, Dense):

@@ -17,6 +17,7 @@ from encpipe.torch.share import Parts
 
 FORMAT: Final = "encpipe loader state"
 STATE_VERSION: Final = 1
+MOST_EPOCH: Final = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def parse_state(given: object) -> LoaderState:
     rest = {f.name: _typed(f, given[f.name]) for f in fields(LoaderState) if f.name != "binding"}
     state = LoaderState(binding=binding, **rest)
     ranges = [found for part in state.left for found in part]
-    sensible = all(0 <= start <= stop for start, stop in ranges) and state.epoch >= 0
+    sensible = all(0 <= start <= stop for start, stop in ranges) and 0 <= state.epoch <= MOST_EPOCH
     if not sensible or not set(state.exact) <= set(range(len(state.left))):
         raise _refusal("what it says is left makes no sense")
     return state
