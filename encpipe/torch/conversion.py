@@ -27,8 +27,9 @@ Stacks: `stack={"x": ["a", "b"]}` packs columns into one contiguous tensor `x` (
 its columns. What is stacked does not appear on its own. With `nulls="mask"` there is `x_mask` (n, columns)
 where any of them may hold nulls.
 
-May I write into a tensor? Yes: nothing else reads its memory. What does it keep in memory? Batches are views
-of larger pieces that the loader made (a row group or more of that column); a kept tensor keeps its piece:
+May I write into a tensor? Yes: nothing else reads its memory, and each has a storage of its own, so that
+`torch.save` and `share_memory_` take it alone. What does it keep in memory? Batches lie in larger pieces that
+the loader made (a row group or more of that column); a kept tensor keeps its piece:
 `clone()` it to keep little. When the last tensor of a piece is gone, later rows are put in its memory: an
 address (`data_ptr`) is no way to hold on to values.
 """
