@@ -23,8 +23,8 @@ there is a value, for every column that may hold nulls by its schema, whether th
 such mask shows nulls *inside* lists of different lengths: `"mask"` refuses them.
 
 Stacks: `stack={"x": ["a", "b"]}` packs columns into one contiguous tensor `x` (n, columns) of the type that
-`torch.promote_types` gives for them all, or of `Conversion.dtypes["x"]`; a fixed-size list of width k is k of
-its columns. What is stacked does not appear on its own. With `nulls="mask"` there is `x_mask` (n, columns)
+NumPy finds for them all (int32 or int64 with float32: float64), or of `Conversion.dtypes["x"]`; a fixed-size
+list of width k is k of its columns. What is stacked does not appear on its own. With `nulls="mask"` there is `x_mask` (n, columns)
 where any of them may hold nulls.
 
 May I write into a tensor? Yes: nothing else reads its memory, and each has a storage of its own, so that

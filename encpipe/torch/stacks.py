@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -143,10 +142,12 @@ def _stack(name: str, names: Sequence[str], kinds: Mapping[str, Kind], dtype: to
 
 
 def _common(name: str, dtypes: Sequence[torch.dtype]) -> torch.dtype:
-    try:
-        return reduce(torch.promote_types, dtypes)
-    except RuntimeError:  # torch knows no common type of, say, uint32 and int64
+    """The type that holds all values: NumPy's, since torch's rounds int64 with float32."""
+    native = [numpy_dtype(dtype) or np.dtype(np.float32) for dtype in dtypes]
+    common = np.result_type(*native)
+    if common.kind == "f" and all(dtype.kind in "iub" for dtype in native):  # int64 and uint64
         raise ConfigError(
             f"stack {name!r} has columns of {', '.join(sorted({str(d) for d in dtypes}))}, of no common type",
             hint=f'choose one: conversion=Conversion(dtypes={{"{name}": torch.float32}})',
-        ) from None
+        )
+    return torch.from_numpy(np.empty(0, common)).dtype

@@ -44,7 +44,7 @@ def test_columns_are_packed_in_the_order_asked_for_and_not_given_on_their_own() 
     ("columns", "dtype"),
     [
         (["a", "flag"], torch.int32),
-        (["a", "b"], torch.float32),
+        (["a", "b"], torch.float64),
         (["a", "pair"], torch.int64),
         (["flag"], torch.bool),
     ],
