@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -67,15 +66,13 @@ def touched(workload: Workload, *, plain: bool) -> Any:
 
 
 class BareReader:
-    """`read_row_group` on encrypted files by threads that have readers of their own, kept open; nothing is
-    made of the tables."""
+    """`read_row_group` on encrypted files by threads that have readers of their own, opened in each epoch as
+    the loader's are; nothing is made of the tables."""
 
     def __init__(self, url: Path, threads: int = WORKERS) -> None:
         self._threads = threads
         self._dataset = datasets.open_encrypted(url)
-        self._rows = self._dataset.num_rows
         self._pool = ThreadPoolExecutor(threads)
-        self._mine = threading.local()
         for _ in self._dataset.scan(threads=1):  # keys are unwrapped now
             break
 
@@ -89,27 +86,24 @@ class BareReader:
 
     def _work(self, tasks: SimpleQueue[tuple[int, int]]) -> int:
         rows = 0
-        while True:
-            try:
-                file, row_group = tasks.get_nowait()
-            except Empty:
-                return rows
-            rows += len(self._reader(file).read_row_group(row_group, use_threads=False))
+        with ExitStack() as opened:
+            readers: dict[int, pq.ParquetFile] = {}
+            while True:
+                try:
+                    file, row_group = tasks.get_nowait()
+                except Empty:
+                    return rows
+                if file not in readers:
+                    readers[file] = self._open(file)
+                    opened.callback(readers[file].close, force=True)
+                rows += len(readers[file].read_row_group(row_group, use_threads=False))
 
-    def _reader(self, file: int) -> pq.ParquetFile:
-        readers = self._mine.__dict__.setdefault("readers", {})
-        if file not in readers:
-            sealed = self._dataset._open_file(self._dataset.files[file])
-            client = UnwrappingClient(sealed.entry, sealed.layout, sealed.keys)
-            readers[file] = (
-                pq.ParquetFile(
-                    sealed.open_input(),
-                    decryption_properties=client.decryption_properties(),
-                    pre_buffer=False,
-                ),
-                client,
-            )
-        return readers[file][0]
+    def _open(self, file: int) -> pq.ParquetFile:
+        sealed = self._dataset._open_file(self._dataset.files[file])  # its checks are not wanted here
+        client = UnwrappingClient(sealed.entry, sealed.layout, sealed.keys)
+        return pq.ParquetFile(
+            sealed.open_input(), decryption_properties=client.decryption_properties(), pre_buffer=False
+        )
 
     def __enter__(self) -> BareReader:
         return self
