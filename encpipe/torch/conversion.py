@@ -24,8 +24,8 @@ such mask shows nulls *inside* lists of different lengths: `"mask"` refuses them
 
 Stacks: `stack={"x": ["a", "b"]}` packs columns into one contiguous tensor `x` (n, columns) of the type that
 NumPy finds for them all (int32 or int64 with float32: float64), or of `Conversion.dtypes["x"]`; a fixed-size
-list of width k is k of its columns. What is stacked does not appear on its own. With `nulls="mask"` there is `x_mask` (n, columns)
-where any of them may hold nulls.
+list of width k is k of its columns. What is stacked does not appear on its own. With `nulls="mask"` there is
+`x_mask` (n, columns) where any of them may hold nulls.
 
 May I write into a tensor? Yes: nothing else reads its memory, and each has a storage of its own, so that
 `torch.save` and `share_memory_` take it alone. What does it keep in memory? Batches lie in larger pieces that

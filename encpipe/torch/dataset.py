@@ -19,8 +19,15 @@ from encpipe.errors import ConfigError
 from encpipe.guard import Guard
 from encpipe.torch.conversion import Conversion, Converter, Nulls
 from encpipe.torch.epochs import Epochs
-from encpipe.torch.feed import Feed, Opened, OpenOptions, Session, check_count, check_transform
-from encpipe.torch.loader import PREFETCH
+from encpipe.torch.feed import (
+    Feed,
+    Opened,
+    OpenOptions,
+    Session,
+    check_count,
+    check_prefetch,
+    check_transform,
+)
 from encpipe.torch.order import LANES, WINDOW, Shape
 from encpipe.torch.share import Uneven
 from encpipe.torch.source import ScanSource, column_names
@@ -68,7 +75,7 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
         rank: int | None = None,
         world_size: int | None = None,
         uneven: Uneven = "drop",
-        prefetch: int = PREFETCH,
+        prefetch: int | None = None,
         threads: int | None = None,
         transform: Callable[[Any], Any] | None = None,
         guard: Guard = Guard(),  # noqa: B008 - frozen, and shows the defaults
@@ -76,7 +83,8 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
     ) -> None:
         if threads is not None:
             threads = check_count("threads", threads, 1)
-        prefetch, columns = check_count("prefetch", prefetch, 0), column_names(columns)
+        check_prefetch(prefetch, 1)
+        columns = column_names(columns)
         check_transform(transform)
         self._threads, self._prefetch, self._transform, self._guard = threads, prefetch, transform, guard
         self._columns, self._filter = columns, filter
@@ -146,7 +154,8 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
 
     def _run(self, session: Session) -> Generator[Any, None, None]:
         threads = self._reading_threads()
-        found = session.run(threads=threads, prefetch=self._prefetch, transform=self._transform)
+        prefetch = check_prefetch(self._prefetch, threads)
+        found = session.run(threads=threads, prefetch=prefetch, transform=self._transform)
         with closing(found):
             yield from found
 

@@ -167,7 +167,7 @@ class _Loading:
         reading = _CutGroups(self._plan.source, [piece for _, block in tasks for piece in block.pieces])
 
         def place(block: Block) -> None:
-            parts = self._load(block.pieces, reading)
+            parts = self._load(block.pieces, reading, to_move=True)
             start = time.perf_counter()
             placements = list(weave.placements(block.lane, block.start, block.start + block.rows))
             stripes.place(parts, order.permutation(block), placements)
@@ -193,12 +193,12 @@ class _Loading:
                 yield under_way.popleft()
         yield from under_way
 
-    def _load(self, wanted: Sequence[Piece], reading: _CutGroups) -> list[Values]:
+    def _load(self, wanted: Sequence[Piece], reading: _CutGroups, *, to_move: bool = False) -> list[Values]:
         """The rows of each piece, as they are stored."""
         start = time.perf_counter()
         tables = reading.read(wanted)
         read = time.perf_counter()
-        values = [self._plan.converter.load(table) for table in tables]
+        values = [self._plan.converter.load(table, to_move=to_move) for table in tables]
         sizes, rows = self._plan.source.sizes, self._plan.source.rows
         self._meter.loaded(
             size=sum(sizes[piece.row_group] * piece.rows / rows[piece.row_group] for piece in wanted),

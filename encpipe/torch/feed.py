@@ -219,6 +219,11 @@ class Session:
         )
 
 
+def check_prefetch(given: int | None, threads: int) -> int:
+    """How many blocks to load ahead of need: what was given, else enough to keep all threads busy."""
+    return threads + 2 if given is None else check_count("prefetch", given, 0)
+
+
 def check_count(name: str, value: Any, least: int, most: int | None = None) -> int:
     """`value` (NumPy's integers too) as a whole number from `least` to `most`. Raises `ConfigError`."""
     try:

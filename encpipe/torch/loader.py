@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, NoReturn, Unpack
+from typing import Any, NoReturn, Unpack
 
 import pyarrow as pa
 import torch
@@ -20,7 +20,15 @@ from encpipe.errors import ConfigError, EncpipeError
 from encpipe.guard import Guard
 from encpipe.torch.bar import shown
 from encpipe.torch.conversion import Batch, Conversion, Converter, Nulls
-from encpipe.torch.feed import Feed, Opened, OpenOptions, Session, check_count, check_transform
+from encpipe.torch.feed import (
+    Feed,
+    Opened,
+    OpenOptions,
+    Session,
+    check_count,
+    check_prefetch,
+    check_transform,
+)
 from encpipe.torch.memory import MEMORY
 from encpipe.torch.order import LANES, WINDOW, Shape
 from encpipe.torch.share import Uneven
@@ -28,8 +36,6 @@ from encpipe.torch.source import RowGroupSource, ScanSource, column_names
 from encpipe.torch.state import MOST_EPOCH, LoaderState, parse_state
 from encpipe.torch.stats import Stats
 from encpipe.torch.values import Values
-
-PREFETCH: Final = 4
 
 
 class Loader:
@@ -61,7 +67,7 @@ class Loader:
     exactly the rows that are left, with any number of threads or ranks.
 
     What it takes: `threads` reader threads (default: one for each core); in memory are one block of each lane
-    and `prefetch` more (`encpipe.torch.engine`). `guard` keeps keys and rows out of core dumps
+    and `prefetch` more (default: `threads` + 2; `encpipe.torch.engine`). `guard` keeps keys and rows out of core dumps
     (`encpipe.guard`) until `close`. `progress` shows a bar on a terminal.
 
     Raises what `open_dataset` and `Dataset.scan` raise, `ConfigError` for settings that make no sense, while
@@ -87,7 +93,7 @@ class Loader:
         rank: int | None = None,
         world_size: int | None = None,
         uneven: Uneven = "drop",
-        prefetch: int = PREFETCH,
+        prefetch: int | None = None,
         threads: int | None = None,
         transform: Callable[[Batch], Any] | None = None,
         pin_memory: bool = False,
@@ -97,7 +103,7 @@ class Loader:
         **options: Unpack[OpenOptions],
     ) -> None:
         self._threads = check_count("threads", pa.cpu_count() if threads is None else threads, 1)
-        prefetch, columns = check_count("prefetch", prefetch, 0), column_names(columns)
+        prefetch, columns = check_prefetch(prefetch, self._threads), column_names(columns)
         check_transform(transform)
         self._prefetch, self._transform, self._progress = prefetch, transform, progress
         self._move = _mover(pin_memory, device)
