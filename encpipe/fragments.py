@@ -19,7 +19,7 @@ from pyarrow import fs
 from encpipe.errors import IntegrityError
 from encpipe.filelist import FileEntry
 from encpipe.parquet import SealedFile, UnwrappingClient, translated
-from encpipe.projection import partition_value
+from encpipe.projection import filter_columns, filter_failure, partition_value
 
 
 def partition_expression(entry: FileEntry, schema: pa.Schema) -> pc.Expression:
@@ -35,7 +35,10 @@ def partition_expression(entry: FileEntry, schema: pa.Schema) -> pc.Expression:
 def prune_by_partition(
     files: Sequence[FileEntry], schema: pa.Schema, expression: pc.Expression
 ) -> tuple[FileEntry, ...]:
-    """The files whose partition values do not rule the filter out. No file is opened."""
+    """The files whose partition values do not rule the filter out. No file is opened.
+
+    Raises `ConfigError` `filter` where the filter cannot be evaluated on these values.
+    """
     form = ds.ParquetFileFormat()
     nowhere = fs.LocalFileSystem()
     fragments = [
@@ -43,7 +46,10 @@ def prune_by_partition(
         for n, entry in enumerate(files)
     ]
     dataset = ds.FileSystemDataset(fragments, schema, form, nowhere)
-    return tuple(files[int(fragment.path)] for fragment in dataset.get_fragments(filter=expression))
+    try:
+        return tuple(files[int(fragment.path)] for fragment in dataset.get_fragments(filter=expression))
+    except pa.ArrowException as error:
+        raise filter_failure(error, filter_columns(expression, schema)) from None
 
 
 def surviving(
@@ -61,7 +67,8 @@ def surviving(
         with translated(file.entry, client):
             known = partition_expression(file.entry, schema)
             fragment = _format(client).make_fragment(handle.source, partition_expression=known)
-            found = [info.id for info in fragment.subset(expression, schema=schema).row_groups]
+            fragment.ensure_complete_metadata()
+            found = _not_ruled_out(fragment, client, expression, schema)
     finally:
         handle.close()
     if not client.footer_asked:  # PyArrow read the footer anew, and takes a plaintext one
@@ -71,6 +78,18 @@ def surviving(
             code="file-foreign",
         )
     return found
+
+
+def _not_ruled_out(
+    fragment: Any, client: UnwrappingClient, expression: pc.Expression, schema: pa.Schema
+) -> Sequence[int]:
+    """All of them where PyArrow cannot tell: whether filter or file is at fault shows when they are read."""
+    try:
+        return [info.id for info in fragment.subset(expression, schema=schema).row_groups]
+    except pa.ArrowException:
+        if client.failure is not None:
+            raise
+        return range(fragment.num_row_groups)
 
 
 def checked_fragment(

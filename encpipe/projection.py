@@ -179,15 +179,55 @@ def filter_columns(expression: pc.Expression, schema: pa.Schema) -> tuple[str, .
         )
     try:
         _bind(expression, list(schema))
+        likely = [field for field in schema if field.name in text]
+        needed = _needed(expression, likely if _binds(expression, likely) else list(schema), [])
+        _evaluate_once(expression, needed)
     except (pa.ArrowException, TypeError) as error:
         raise ConfigError(
             f"the filter does not fit the dataset: {str(error).splitlines()[0][:200]}",
-            hint="check column names and types; .schema shows them",
+            hint=_TIME_ZONE_HINT if "timezone" in str(error) or "tz=" in str(error) else _FIT_HINT,
             code="filter",
         ) from None
-    likely = [field for field in schema if field.name in text]
-    fields = likely if _binds(expression, likely) else list(schema)
-    return tuple(field.name for field in _needed(expression, fields, []))
+    return tuple(field.name for field in needed)
+
+
+_FIT_HINT: Final = "check column names and types; .schema shows them"
+_TIME_ZONE_HINT: Final = (
+    "compare a timestamp that has a time zone with a datetime that has one, such as "
+    "datetime(2026, 1, 31, tzinfo=timezone.utc), and one without with one without"
+)
+_REASONS: Final = (
+    ("Failed to parse", "a text cannot be read as the type it is cast to"),
+    ("divide by zero", "it divides by zero"),
+    ("overflow", "a result is outside the range of its type"),
+    ("not in range", "a value is outside the range of the type it is cast to"),
+    ("out of bounds", "a list has no element at the index it names"),
+    ("truncated", "a cast would lose a part of a value"),
+    ("lose data", "a cast would lose a part of a value"),
+    ("array_filter", "PyArrow cannot filter rows with a column of such a type: select other columns"),
+)
+"""What PyArrow says -> what we say."""
+
+
+def filter_failure(error: pa.ArrowException, columns: Sequence[str], file: str | None = None) -> Exception:
+    """The error to raise for one that evaluating a filter on rows or partition values gave.
+
+    `ConfigError` `filter`. PyArrow's own text is left out: it may hold a value of the data. What is no fault
+    of the filter, such as want of memory, is given back.
+    """
+    if isinstance(error, pa.ArrowMemoryError | pa.ArrowCancelled):
+        given_back: Exception = error
+        return given_back
+    text = str(error)
+    reason = next((ours for theirs, ours in _REASONS if theirs in text), "a value is none that it can take")
+    where = f" on file {file}" if file else ""
+    named = f" (it uses {', '.join(map(repr, columns[:10]))})" if columns else ""
+    return ConfigError(
+        f"the filter{named} cannot be evaluated{where}: {reason}",
+        hint="leave out the operation that fails, or filter the batches of a scan yourself, with such values "
+        "replaced",
+        code="filter",
+    )
 
 
 def _binds(expression: pc.Expression, fields: list[pa.Field]) -> bool:
@@ -200,6 +240,13 @@ def _binds(expression: pc.Expression, fields: list[pa.Field]) -> bool:
 
 def _bind(expression: pc.Expression, fields: list[pa.Field]) -> None:
     pa.schema(fields).empty_table().filter(expression)
+
+
+def _evaluate_once(expression: pc.Expression, fields: list[pa.Field]) -> None:
+    """On one row of nulls: some of what does not fit (time zones, regular expressions) binds nevertheless."""
+    nulls = [pa.nulls(1, field.type) for field in fields]
+    table = pa.Table.from_arrays(nulls, schema=pa.schema(fields)) if fields else pa.table({"": pa.nulls(1)})
+    table.filter(expression)
 
 
 def _needed(expression: pc.Expression, fields: list[pa.Field], kept: list[pa.Field]) -> list[pa.Field]:

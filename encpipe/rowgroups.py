@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from encpipe.filelist import FileEntry
 from encpipe.parquet import Handle, SealedFile
-from encpipe.projection import Projection, filter_columns, partition_value
+from encpipe.projection import Projection, filter_columns, filter_failure, partition_value
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
@@ -93,8 +93,9 @@ class RowGroups:
     def read(self, index: int) -> pa.Table:
         """The rows of a row group that the filter keeps.
 
-        Raises `IntegrityError` for a file or row group that is not as committed, `StorageError`, or a
-        `KmsError` when a key is asked for again (`max_key_age`) and refused; `ValueError` after `close`.
+        Raises `IntegrityError` for a file or row group that is not as committed, `StorageError`, a
+        `KmsError` when a key is asked for again (`max_key_age`) and refused, or `ConfigError` `filter` where
+        the filter cannot be evaluated on these rows; `ValueError` after `close`.
         """
         plan = self._plan
         return self._filtered(index, plan.read.leaves, plan.read.schema).select(plan.out.names)
@@ -162,8 +163,11 @@ class RowGroups:
     @cached_property
     def _filter_schema(self) -> pa.Schema:
         plan = self._plan
-        names = filter_columns(plan.filter, plan.full_schema)
-        return pa.schema([field for field in plan.read.schema if field.name in names])
+        return pa.schema([field for field in plan.read.schema if field.name in self._filter_columns])
+
+    @cached_property
+    def _filter_columns(self) -> Sequence[str]:
+        return filter_columns(self._plan.filter, self._plan.full_schema)
 
     def _filtered(self, index: int, leaves: Sequence[str], schema: pa.Schema) -> pa.Table:
         file = self._file(index)
@@ -173,7 +177,12 @@ class RowGroups:
             with self._handles.lend(file, self._plan.open_file(entry).open) as handle:
                 table = handle.read(row_group, leaves)
         complete = _complete(table, entry.row_groups[row_group], entry, schema)
-        return complete if self._plan.filter is None else complete.filter(self._plan.filter)
+        if self._plan.filter is None:
+            return complete
+        try:
+            return complete.filter(self._plan.filter)
+        except pa.ArrowException as error:
+            raise filter_failure(error, self._filter_columns, entry.path) from None
 
 
 class _Handles:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import pyarrow as pa
 
@@ -98,7 +98,18 @@ def _expression(given: Filter | None) -> pc.Expression | None:
 
     if given is None or isinstance(given, pc.Expression):
         return given
+    if not isinstance(given, list | tuple):
+        raise ConfigError(
+            f"a filter is a pyarrow expression or a list of (column, op, value), not {type(given).__name__}",
+            hint=_FILTER_HINT,
+            code="filter",
+        )
     try:
         return pq.filters_to_expression(given)
-    except (ValueError, TypeError, pa.ArrowException) as error:
-        raise ConfigError(f"the filter is not well formed: {str(error)[:200]}", code="filter") from None
+    except (ValueError, TypeError, LookupError, pa.ArrowException) as error:
+        raise ConfigError(
+            f"the filter is not well formed: {str(error)[:200]}", hint=_FILTER_HINT, code="filter"
+        ) from None
+
+
+_FILTER_HINT: Final = 'for example [("age", ">", 3)] or pyarrow.compute.field("age") > 3'
