@@ -67,8 +67,8 @@ class Loader:
     exactly the rows that are left, with any number of threads or ranks.
 
     What it takes: `threads` reader threads (default: one for each core); in memory are one block of each lane
-    and `prefetch` more (default: `threads` + 2; `encpipe.torch.engine`). `guard` keeps keys and rows out of core dumps
-    (`encpipe.guard`) until `close`. `progress` shows a bar on a terminal.
+    and `prefetch` more (default: `threads` + 2; `encpipe.torch.engine`). `guard` keeps keys and rows out of
+    core dumps (`encpipe.guard`) until `close`. `progress` shows a bar on a terminal.
 
     Raises what `open_dataset` and `Dataset.scan` raise, `ConfigError` for settings that make no sense, while
     iterating `IntegrityError`, `KmsError`, `StorageError` or `ConfigError` `nulls`, and `ValueError` after
