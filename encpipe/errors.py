@@ -101,6 +101,10 @@ CODES: Final[dict[str, str]] = {
 }
 
 
+def _note(hint: str) -> str:
+    return f"hint: {hint}"
+
+
 def _rebuild(cls: type[EncpipeError], message: str, hint: str, code: str) -> EncpipeError:
     return cls(message, hint=hint, code=code)
 
@@ -109,7 +113,8 @@ class EncpipeError(Exception):
     """Base of all errors of encpipe.
 
     `message` says what happened and where, `hint` what to do next, `code` is one of `CODES`,
-    `exit_code` is what the command line exits with. Crosses process borders by pickle unchanged.
+    `exit_code` is what the command line exits with. A traceback shows the hint below the message, as a note.
+    Crosses process borders by pickle unchanged.
     """
 
     exit_code: ClassVar[int] = 1
@@ -118,10 +123,25 @@ class EncpipeError(Exception):
     def __init__(self, message: str, *, hint: str = "", code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
+        self._hint = ""
         self.hint = hint
         self.code = self.default_code if code is None else code
         if self.code not in CODES:
             raise ValueError(f"error code {self.code!r} is not listed in CODES")
+
+    @property
+    def hint(self) -> str:
+        """What to do next; empty where there is nothing to say."""
+        return self._hint
+
+    @hint.setter
+    def hint(self, hint: str) -> None:
+        notes = getattr(self, "__notes__", [])
+        if _note(self._hint) in notes:
+            notes.remove(_note(self._hint))
+        self._hint = hint
+        if hint:
+            self.add_note(_note(hint))
 
     def __reduce__(self) -> tuple[Callable[..., EncpipeError], tuple[Any, ...]]:
         return _rebuild, (type(self), self.message, self.hint, self.code)

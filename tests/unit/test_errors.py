@@ -6,6 +6,7 @@ import ast
 import copy
 import pickle
 import re
+import traceback
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,29 @@ def test_the_hint_is_apart_from_the_message() -> None:
     error = EncpipeError("what happened", hint="what to do")
     assert str(error) == "what happened"
     assert EncpipeError("x").hint == ""
+
+
+def shown(error: EncpipeError) -> list[str]:
+    """The lines that a traceback ends in."""
+    return "".join(traceback.format_exception(error)).splitlines()
+
+
+def test_a_traceback_shows_the_hint_once_also_after_crossing_processes() -> None:
+    error = EncpipeError("what happened", hint="what to do")
+    for other in (error, pickle.loads(pickle.dumps(error)), copy.deepcopy(copy.copy(error))):
+        assert shown(other) == ["encpipe.errors.EncpipeError: what happened", "hint: what to do"]
+    assert shown(EncpipeError("x")) == ["encpipe.errors.EncpipeError: x"]
+
+
+def test_a_hint_that_is_given_later_takes_the_place_of_the_first() -> None:
+    error = EncpipeError("what happened", hint="what to do")
+    error.hint = "something better"
+    assert shown(error)[1:] == ["hint: something better"]
+    error.hint = ""
+    assert shown(error)[1:] == []
+    error.hint = "after all"
+    error.add_note("of the user")
+    assert shown(error)[1:] == ["hint: after all", "of the user"]
 
 
 @pytest.mark.parametrize("code", CODES)
