@@ -60,9 +60,9 @@ def ours(workload: Workload, *, plain: bool = False, **options: Any) -> Any:
     return epochs(source, workload, **options)
 
 
-def touched(workload: Workload, *, plain: bool) -> Any:
+def touched(workload: Workload, *, plain: bool = False, **options: Any) -> Any:
     """The same, with everything done to the batches that is done to the peers'."""
-    return ours(workload, plain=plain, use=touch)
+    return ours(workload, plain=plain, use=touch, **options)
 
 
 class BareReader:
