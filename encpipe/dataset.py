@@ -20,6 +20,7 @@ from encpipe.errors import (
     EncpipeError,
     KeyAccessDeniedError,
     KeyNotFoundError,
+    ManifestError,
     ShreddedError,
     UntrustedKeyError,
 )
@@ -29,9 +30,9 @@ from encpipe.kms.registry import MasterKeys
 from encpipe.parquet import Layout, SealedFile
 from encpipe.pins import Pins, PinStore
 from encpipe.policy import Policy
-from encpipe.projection import Columns, OnMissingKey, columns_of
+from encpipe.projection import Columns, OnMissingKey, columns_of, list_of_names
 from encpipe.rowgroups import Plan
-from encpipe.scan import Scan
+from encpipe.scan import Scan, joined
 from encpipe.selection import Filter, is_whole, select
 from encpipe.state import MANIFEST_PATH, State, load_state
 from encpipe.storage import Storage
@@ -85,11 +86,21 @@ def open_dataset(
         max_key_age=max_key_age,
         key_grace=key_grace,
     )
-    for name in expect_key_names:
-        state.keys.kek(state.view.core.active(name).id)
+    _expect(state, list_of_names(expect_key_names, "expect_key_names"))
     if pin_store is not None:
         PinStore(pin_store).check_and_record(access.storage.url, state.manifest)
     return Dataset(access, state, on_missing_key)
+
+
+def _expect(state: State, key_names: Sequence[str]) -> None:
+    core = state.view.core
+    for name in key_names:
+        if name not in core.key_names:
+            raise ManifestError(
+                f"this dataset has no key name {name!r}; it has: {', '.join(sorted(core.key_names))}",
+                hint="check expect_key_names=; if it had this key name before, someone replaced the dataset",
+            )
+        state.keys.kek(core.active(name).id)
 
 
 class _Shape(NamedTuple):
@@ -298,7 +309,7 @@ class Dataset:
                 break
             found.append(table)
         tables.close()
-        return pa.concat_tables(found).slice(0, rows) if found else scan.schema.empty_table()
+        return joined(found, scan.schema).slice(0, rows)
 
     def count_rows(self, filter: Filter | None = None) -> int:
         """How many rows there are for which the filter holds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
@@ -39,6 +40,17 @@ def partition_value(text: str | None, kind: pa.DataType) -> pa.Scalar:
     """A partition value from its text in the file list."""
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.scalar(text, pa.string()).cast(plain)
+
+
+def list_of_names(names: Sequence[str], option: str) -> list[str]:
+    """Refuse one string, which Python takes for a list of letters. Raises `ConfigError` `filter`."""
+    if isinstance(names, str | bytes):
+        raise ConfigError(
+            f"{option} is a list of names, and this is a string",
+            hint=f"put it in brackets: {option}=[{names!r}]",
+            code="filter",
+        )
+    return list(names)
 
 
 class Columns:
@@ -97,9 +109,10 @@ class Columns:
 
         Raises `ConfigError` `filter` for unknown or repeated columns.
         """
-        names = list(columns) if columns is not None else list(self.schema.names)
+        names = list(self.schema.names) if columns is None else list_of_names(columns, "columns")
         if len(set(names)) != len(names):
-            raise ConfigError("a column is selected twice", code="filter")
+            twice = next(name for name, count in Counter(names).items() if count > 1)
+            raise ConfigError(f"column {twice!r} is selected twice", hint="name it once", code="filter")
         wanted = {name: self.leaves(name) for name in names}
         present = tuple(
             leaf for leaves in wanted.values() for leaf in leaves if self.key_name(leaf) not in missing

@@ -79,8 +79,7 @@ class Scan:
 
     def to_table(self) -> pa.Table:
         """All rows in memory."""
-        tables = list(self.tables())
-        return pa.concat_tables(tables) if tables else self.schema.empty_table()
+        return joined(list(self.tables()), self.schema)
 
     def count_rows(self) -> int:
         """How many rows this gives. Without a filter no file is opened."""
@@ -90,3 +89,11 @@ class Scan:
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         return self.to_reader().__arrow_c_stream__(requested_schema)
+
+
+def joined(tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
+    """One table of all rows. Without columns it still has their number, which PyArrow drops."""
+    if schema.names:
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+    rows = pa.nulls(sum(map(len, tables)))
+    return pa.table({"": rows}, metadata=schema.metadata).select([])

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,39 @@ def test_what_the_dataset_does_not_have_is_refused(scene: Scene, reads: Reads, a
         scene.open().scan(**ask)
     assert refused.value.code == "filter"
     assert reads.files == set()
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ("id", "columns is a list of names, and this is a string"),
+        (b"id", "columns is a list of names"),
+        (["name", "id", "c1", "id"], "column 'id' is selected twice"),
+    ],
+    ids=str,
+)
+def test_a_selection_of_columns_that_is_none_says_why(scene: Scene, columns: Any, told: str) -> None:
+    with scene.open() as dataset:
+        for read in (
+            dataset.scan,
+            dataset.to_table,
+            partial(dataset.to_pyarrow, trust_storage_after_the_check=True),
+        ):
+            with pytest.raises(ConfigError, match=told) as refused:
+                read(columns)
+            assert refused.value.code == "filter"
+            assert refused.value.hint
+
+
+def test_no_columns_still_have_rows(scene: Scene, reads: Reads) -> None:
+    with scene.open() as dataset:
+        assert dataset.to_table([]).num_rows == dataset.num_rows == 12 * GROUP
+        assert dataset.to_table([], pc.field("id") < 1500).num_rows == 1500
+        assert dataset.to_table([], pc.field("id") < 0).shape == (0, 0)
+        assert dataset.to_table([]).schema.equals(dataset.scan([]).schema, check_metadata=True)
+        assert dataset.head(7, columns=[]).shape == (7, 0)
+        assert dataset.head(7, columns=["id"]).shape == (7, 1)
+        assert sum(batch.num_rows for batch in dataset.scan([])) == 12 * GROUP
 
 
 # Keys one does not have

@@ -93,6 +93,11 @@ def test_who_expects_a_key_name_notices_that_it_was_dropped(scene: Scene) -> Non
     """Whoever may use the footer key alone can put all columns under it."""
     scene.write(people(), policy=PII)
     assert scene.open(expect_key_names=["pii"]).kms_calls == 2
+    with pytest.raises(ManifestError, match="has no key name 'phi'; it has: footer, pii") as refused:
+        scene.open(expect_key_names=["phi"])
+    assert "someone replaced" in refused.value.hint
+    with pytest.raises(ConfigError, match="expect_key_names is a list of names"):
+        scene.open(expect_key_names="pii")
     scene.write(people(), policy=PLAIN, overwrite=True, drop_column_keys=True)
     scene.open().close()
     with pytest.raises(ManifestError, match="'pii'"):
