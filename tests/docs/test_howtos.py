@@ -107,7 +107,7 @@ def run(folder: Path, *command: str, **more: str) -> str:
 def test_the_program_of_a_page_does_what_it_says(folder: Path, page: str) -> None:
     printed = run(folder, sys.executable, "-c", program(page))
     if page == "train":
-        figures = re.findall(r"^(\d+) rows, [\d,]+ per second, waited [\d.]+ s$", printed, re.M)
+        figures = re.findall(r"^(\d+) rows, [\d,]+ a second, waited [\d.]+ s$", printed, re.M)
         trained_on = flights().filter(pc.field("arr_delay").is_valid() & (pc.field("month") != 12))
         assert figures == [str(len(trained_on))] * 2
 
