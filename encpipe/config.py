@@ -74,6 +74,23 @@ class Config:
     kms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     source: Path | None = None
+    searched: tuple[str, ...] = field(default=(), compare=False)
+    """Where a configuration file was looked for in vain; empty where one was found, or none looked for."""
+
+    def blamed(self, error: ConfigError) -> ConfigError:
+        """The error to raise for one about keyring or master keys: where no configuration file was found, it
+        says so and where it was looked for, since keyring and dataset may be as they should."""
+        if not self.searched or error.code not in _WITHOUT_CONFIGURATION or _NONE_FOUND in error.message:
+            return error
+        return type(error)(
+            f"{error.message}; {_NONE_FOUND}: looked for {', '.join(self.searched)}",
+            hint=f"name the configuration (config=, --config or $ENCPIPE_CONFIG); without one: {error.hint}",
+            code=error.code,
+        )
+
+
+_NONE_FOUND: Final = "no configuration was found"
+_WITHOUT_CONFIGURATION: Final = ("config", "config-missing", "untrusted-key")
 
 
 def load_config(path: Path | None = None, *, env: Mapping[str, str] = os.environ) -> Config:
@@ -85,7 +102,8 @@ def load_config(path: Path | None = None, *, env: Mapping[str, str] = os.environ
     found = find_config(path, env=env)
     if found is None:
         keyring = _with_environment(KeyringConfig(), unlock_given=False, env=env)
-        return Config(keyring=keyring, keys=ENVIRONMENT_KEYS if env.get("ENCPIPE_MASTER_KEY") else {})
+        keys = ENVIRONMENT_KEYS if env.get("ENCPIPE_MASTER_KEY") else {}
+        return Config(keyring=keyring, keys=keys, searched=_searched(env))
     return parse_config(_read(found), found, env=env)
 
 
@@ -101,6 +119,10 @@ def find_config(path: Path | None = None, *, env: Mapping[str, str] = os.environ
         return here
     personal = user_config_path(env=env)
     return personal if personal.is_file() else None
+
+
+def _searched(env: Mapping[str, str]) -> tuple[str, ...]:
+    return "$ENCPIPE_CONFIG (not set)", "./encpipe.toml", str(user_config_path(env=env))
 
 
 def user_config_path(*, env: Mapping[str, str] = os.environ) -> Path:

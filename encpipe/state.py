@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from encpipe import aead, filelist, manifest
+from encpipe.config import Config
 from encpipe.errors import (
+    ConfigError,
     KmsError,
     KmsUnavailableError,
     ManifestError,
@@ -185,7 +187,8 @@ def dataset_keys(
             if any(record.id == kek_id and record.state == "active" for record in tagged.core.keks):
                 tagged.check(kek_id, kek)
 
-    return DatasetKeys(
+    return _ConfiguredKeys(
+        master_keys.config,
         found.core.dataset_id,
         records.values(),
         found.wrappings,
@@ -194,6 +197,20 @@ def dataset_keys(
         max_age=max_age,
         grace=grace,
     )
+
+
+class _ConfiguredKeys(DatasetKeys):
+    """Says it where there was no configuration file to name the master keys."""
+
+    def __init__(self, config: Config, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._config = config
+
+    def kek(self, kek_id: str) -> Secret:
+        try:
+            return super().kek(kek_id)
+        except ConfigError as error:
+            raise self._config.blamed(error) from None
 
 
 def read_list(storage: Storage, view: TaggedCore, footer_kek: Secret) -> FileList:

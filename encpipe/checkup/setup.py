@@ -73,7 +73,8 @@ def check_configuration(file: Path | None, env: Mapping[str, str]) -> Iterator[F
         yield Finding("configuration", "ok", f"no file; the environment gives the key names: {names}")
     else:
         hint = "make a keyring and a configuration with: encpipe init"
-        yield Finding("configuration", "note", "none found", hint)
+        places = ", ".join(config.searched)
+        yield Finding("configuration", "warn", f"none found: looked for {places}", hint)
     yield from _check_extras(config)
     yield _check_certificates(config)
     yield from _check_keyring(config, env)

@@ -50,8 +50,10 @@ def test_for_people_there_is_a_table_and_advice(ready: Cli) -> None:
 
 def test_before_anything_is_set_up_it_says_how_to_begin(cli: Cli) -> None:
     payload = cli("doctor", "--json").json
-    assert finding(payload, "configuration")["level"] == "note"
+    assert finding(payload, "configuration")["level"] == "warn"
+    assert "./encpipe.toml" in finding(payload, "configuration")["found"]
     assert "encpipe init" in finding(payload, "configuration")["hint"]
+    assert "nothing is in the way" not in cli("doctor").out
     assert finding(payload, "keyring")["level"] == "note"
 
 

@@ -53,6 +53,12 @@ def test_the_first_place_wins_and_nothing_is_merged(everywhere: dict[str, Path])
     everywhere["xdg"].unlink()
     assert load_config(env=env) == Config()
     assert find_config(env=env) is None
+    assert load_config(env=env).searched == (
+        "$ENCPIPE_CONFIG (not set)",
+        "./encpipe.toml",
+        str(everywhere["xdg"]),
+    )
+    assert flag.searched == ()
 
 
 def test_without_xdg_config_home_the_home_folder_is_searched(everywhere: dict[str, Path]) -> None:
