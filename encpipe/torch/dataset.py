@@ -28,6 +28,7 @@ from encpipe.torch.feed import (
     check_prefetch,
     check_transform,
 )
+from encpipe.torch.memory import MEMORY
 from encpipe.torch.order import LANES, WINDOW, Shape
 from encpipe.torch.share import Uneven
 from encpipe.torch.source import ScanSource, column_names
@@ -121,6 +122,7 @@ class IterableDataset(data.IterableDataset):  # type: ignore[misc] # mypy does n
         """Keep the guard and what is open here, in this process, until `close`."""
         self._pid = os.getpid()
         with ExitStack() as closers:
+            closers.callback(MEMORY.release)
             closers.callback(self._opened.close)
             closers.enter_context(guarding.hold(self._guard))
             self.close = weakref.finalize(self, closers.pop_all().close)

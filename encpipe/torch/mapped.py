@@ -23,6 +23,7 @@ from encpipe.guard import Guard
 from encpipe.perprocess import PerProcess
 from encpipe.torch.conversion import Batch, Conversion, Converter, Nulls
 from encpipe.torch.feed import Opened, OpenOptions
+from encpipe.torch.memory import MEMORY
 from encpipe.torch.source import ScanSource
 from encpipe.torch.values import Values, join, take
 
@@ -204,6 +205,7 @@ class _Reading:
         self.source, self._guard, self._owned = source, guard, owned
         self._kept = threading.local()
         with ExitStack() as closers:
+            closers.callback(MEMORY.release)
             if owned is not None:
                 closers.callback(owned.close)
             closers.enter_context(guarding.hold(guard))
