@@ -84,7 +84,8 @@ class Config:
             return error
         return type(error)(
             f"{error.message}; {_NONE_FOUND}: looked for {', '.join(self.searched)}",
-            hint=f"name the configuration (config=, --config or $ENCPIPE_CONFIG); without one: {error.hint}",
+            hint="name the configuration (config=, --config or $ENCPIPE_CONFIG)"
+            + (f"; without one: {error.hint}" if error.hint else ""),
             code=error.code,
         )
 
