@@ -69,9 +69,18 @@ def whole(batch: dict[str, Any]) -> list[int]:
     return numbers
 
 
+_BEFORE: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def _threads_of_other_tests() -> None:
+    _BEFORE.clear()
+    _BEFORE.update(threading.enumerate())
+
+
 def no_thread_is_left() -> None:
     deadline = time.monotonic() + 20
-    while any(thread.name.startswith("encpipe-") for thread in threading.enumerate()):
+    while any(thread.name.startswith("encpipe-") for thread in set(threading.enumerate()) - _BEFORE):
         assert time.monotonic() < deadline
         time.sleep(0.002)
 

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,10 +91,13 @@ def watch(sealed: Sealed, folder: Path, *arguments: str) -> Watched:
     env = {**inherited, **sealed.env}
     for name in ("work", "home", "tmp"):
         (folder / name).mkdir(parents=True)
-    env |= {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp")}
     log = folder / "trace"
     argv = [sys.executable, PROGRAM, str(sealed.url), *arguments]
-    done = tracing.run(argv, log=log, env=env, cwd=folder / "work")
+    with tempfile.TemporaryDirectory(prefix="enc-") as short:
+        # worker processes make sockets in there, whose paths have a hundred characters at most
+        (Path(short) / "t").symlink_to(folder / "tmp")
+        env |= {"HOME": str(folder / "home"), "TMPDIR": f"{short}/t"}
+        done = tracing.run(argv, log=log, env=env, cwd=folder / "work")
     assert done.returncode == 0, done.stderr
     verdict = tracing.judge(log, sealed.finder, shared_memory=arguments[0] != "process")
     log.unlink()
