@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -474,3 +475,22 @@ def test_a_master_key_of_one_key_name_opens_no_other(world: World) -> None:
 def test_an_untrusted_scheme_loads_no_back_end(world: World) -> None:
     with pytest.raises(UntrustedKeyError):
         MasterKeys(Config()).get("no-such-scheme:x", key_name="footer")
+
+
+def test_a_forked_child_keeps_keks_and_waits_for_no_lock_of_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    keys = world.keys()
+    keys.kek(PII)
+    locks = [held.lock for held in keys._process.get().held.values()]
+    for lock in locks:
+        lock.acquire()
+    parent = os.getpid()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: parent + 1)  # what a fork changes, as the code sees it
+        assert keys.kek(PII) == world.kek
+        assert keys.unwraps == 0
+    for lock in locks:
+        lock.release()
+    assert keys.unwraps == 1
