@@ -224,29 +224,56 @@ def stretches(left: Mapping[int, Sequence[Range]], run: int, rows: int) -> Itera
 
     The next run is one of the lane that is least far, counted in runs; of several, of the first.
     """
-    waiting = {lane: list(reversed(ranges)) for lane, ranges in sorted(left.items()) if ranges}
-    at = {lane: ranges[-1][0] for lane, ranges in waiting.items()}
-    while rows > 0 and at:
-        behind = min(position // run for position in at.values())
-        turn = tuple(lane for lane, position in at.items() if position // run == behind)
-        rounds = 0
-        if all(at[lane] % run == 0 for lane in turn):
-            numbers = (position // run for position in at.values())
-            ahead = min((number - behind for number in numbers if number != behind), default=rows)
-            room = min(waiting[lane][-1][1] - at[lane] for lane in turn) // run
-            rounds = min(ahead, room, rows // (run * len(turn)))
-        size = rounds * run
-        if not rounds:
-            turn = turn[:1]
-            start = at[turn[0]]
-            size = min(run - start % run, waiting[turn[0]][-1][1] - start, rows)
-        yield Stretch(turn, tuple(at[lane] for lane in turn), size)
-        rows -= size * len(turn)
-        for lane in turn:
-            at[lane] += size
-            if at[lane] == waiting[lane][-1][1]:
-                waiting[lane].pop()
-                if waiting[lane]:
-                    at[lane] = waiting[lane][-1][0]
-                else:
-                    del at[lane]
+    lanes = [_Rest(lane, ranges) for lane, ranges in left.items()]
+    heap = [(rest.at // run, rest.lane, rest) for rest in lanes if rest.room]
+    heapq.heapify(heap)
+    while rows > 0 and heap:
+        behind, turn = heap[0][0], []
+        while heap and heap[0][0] == behind:
+            turn.append(heapq.heappop(heap)[2])
+        ahead = heap[0][0] - behind if heap else rows
+        for stretch in _in_turn(turn, run, rows, ahead):
+            yield stretch
+            rows -= stretch.rows * len(stretch.lanes)
+        for rest in turn:
+            if rest.room:
+                heapq.heappush(heap, (rest.at // run, rest.lane, rest))
+
+
+class _Rest:
+    """What is left of a lane: it is at row `at`, with `room` rows from there to the end of a range."""
+
+    def __init__(self, lane: int, ranges: Sequence[Range]) -> None:
+        self.lane = lane
+        self._ranges = iter([found for found in ranges if found[0] < found[1]])
+        self.at = self._stop = 0
+        self.take(0)
+
+    @property
+    def room(self) -> int:
+        return self._stop - self.at
+
+    def take(self, rows: int) -> None:
+        """Go on by so many rows, and to the next range after the last of one."""
+        self.at += rows
+        if not self.room:
+            self.at, self._stop = next(self._ranges, (0, 0))
+
+
+def _in_turn(turn: Sequence[_Rest], run: int, rows: int, ahead: int) -> Iterator[Stretch]:
+    """Of lanes that are equally far, `ahead` runs behind all others: whole rounds, or what is left of a run."""
+    rounds = 0
+    if all(rest.at % run == 0 for rest in turn):
+        rounds = min(ahead, min(rest.room for rest in turn) // run, rows // (run * len(turn)))
+    if rounds:
+        yield Stretch(tuple(rest.lane for rest in turn), tuple(rest.at for rest in turn), rounds * run)
+        for rest in turn:
+            rest.take(rounds * run)
+        return
+    for rest in turn:
+        behind = rest.at // run
+        while rows and rest.room and rest.at // run == behind:
+            size = min(run - rest.at % run, rest.room, rows)
+            yield Stretch((rest.lane,), (rest.at,), size)
+            rest.take(size)
+            rows -= size

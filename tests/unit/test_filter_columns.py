@@ -59,6 +59,6 @@ def test_what_does_not_fit_is_refused(expression: pc.Expression) -> None:
 
 def test_five_thousand_columns_take_no_time() -> None:
     schema = pa.schema({f"column {n}": pa.int64() for n in range(5_000)})
-    started = time.process_time()
+    started = time.thread_time()
     assert filter_columns(pc.field("column 4321") > 1, schema) == ("column 4321",)
-    assert time.process_time() - started < 2
+    assert time.thread_time() - started < 2

@@ -96,14 +96,14 @@ def test_it_is_written_as_it_was_given() -> None:
 def test_five_thousand_named_columns_take_no_time() -> None:
     leaves = [f"group_{n % 50}.column_{n}" for n in range(5_000)]
     policy = Policy(columns={"pii": tuple(leaves[::2]), "other": tuple(leaves[1::2])}, strict=True)
-    started = time.process_time()
+    started = time.thread_time()
     assigned = policy.assign(leaves)
-    assert time.process_time() - started < 1.0  # a comparison of each with each takes half a minute
+    assert time.thread_time() - started < 1.0  # a comparison of each with each takes half a minute
     assert list(assigned.values()) == ["pii", "other"] * 2_500
 
 
 def test_a_spiteful_glob_takes_no_time() -> None:
-    started = time.process_time()
+    started = time.thread_time()
     with pytest.raises(PolicyError):
         Policy(columns={"pii": ("*a" * 30 + "b",)}).assign(["a" * 200])
-    assert time.process_time() - started < 1.0
+    assert time.thread_time() - started < 1.0
