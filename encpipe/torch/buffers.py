@@ -1,4 +1,4 @@
-"""The memory that loading writes to, and rows moved there in an order. No I/O.
+"""The memory that loading writes to. No I/O.
 
 Everything heavy is NumPy with the interpreter lock released: torch would start threads of its own for it.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -19,11 +18,6 @@ from encpipe.torch.memory import MEMORY
 
 Order = npt.NDArray[np.int64]
 Anything = npt.NDArray[Any]
-
-_WIDE = 128
-"""Bytes of a row from which on a gather is as fast out of cold memory as out of the cache."""
-_BLOCK = 256 * 1024
-"""Bytes moved at once where they pass through the cache."""
 
 
 class _Scratch(threading.local):
@@ -50,11 +44,6 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Anything:
     return MEMORY.empty(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
 
-def is_wide(width: int, dtype: np.dtype[Any]) -> bool:
-    """Whether rows of so many items are gathered from where they are."""
-    return width * dtype.itemsize >= _WIDE
-
-
 @cache
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any] | None:
     """The same type in NumPy; None where it has none (bfloat16)."""
@@ -63,27 +52,3 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any] | None:
     except TypeError:
         return None
     return found
-
-
-def gather(source: Anything, order: Order) -> torch.Tensor:
-    """The rows of an array in that order, as a tensor of its own. Row numbers are not checked."""
-    out = empty((len(order), *source.shape[1:]), source.dtype)
-    np.take(source, order, axis=0, out=out, mode="clip")  # without clip NumPy makes one more copy
-    return torch.from_numpy(out)
-
-
-def gather_wide(parts: Sequence[Anything], order: Order) -> torch.Tensor:
-    """The same of several arrays, as if they were one, without putting them together first."""
-    if len(parts) == 1:
-        return gather(parts[0], order)
-    first = parts[0]
-    out = empty((len(order), *first.shape[1:]), first.dtype)
-    rows = max(1, _BLOCK // max(1, first[:1].nbytes))
-    starts = np.cumsum([0, *map(len, parts)])
-    owner = np.searchsorted(starts, order, side="right") - 1
-    for number, part in enumerate(parts):
-        places = np.flatnonzero(owner == number)
-        numbers = order[places] - starts[number]
-        for at in range(0, len(places), rows):
-            out[places[at : at + rows]] = np.take(part, numbers[at : at + rows], axis=0)
-    return torch.from_numpy(out)

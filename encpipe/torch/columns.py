@@ -13,12 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from encpipe.torch.buffers import Anything, Order, empty, gather, gather_wide, is_wide, numpy_dtype, scratch
-from encpipe.torch.leaves import (
-    Leaf,
-    Part,
-    valid_of,
-)
+from encpipe.torch.buffers import empty, numpy_dtype
+from encpipe.torch.leaves import Leaf, Part, valid_of
 from encpipe.torch.values import Column, Values
 
 Cuts = Sequence[tuple[int, int]]
@@ -36,8 +32,8 @@ class Kind(Protocol):
     def others(self) -> tuple[str, ...]:
         """What it adds to a batch that is no tensor."""
 
-    def load(self, column: pa.ChunkedArray, order: Order | None) -> Values:
-        """The column, and its mask, in that order of rows."""
+    def load(self, column: pa.ChunkedArray) -> Values:
+        """The column, and its mask."""
 
     def finish(self, column: Column, cuts: Cuts) -> dict[str, Sequence[Any]]:
         """What the batches hold of the column, for each batch."""
@@ -88,15 +84,15 @@ class Dense:
         number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
         return number and not self.shape and self.target == native(self.leaf)
 
-    def load(self, column: pa.ChunkedArray, order: Order | None) -> Values:
-        if order is None and self._lies_as_it_is and column.num_chunks == 1 and not self.masked:
+    def load(self, column: pa.ChunkedArray) -> Values:
+        if self._lies_as_it_is and column.num_chunks == 1 and not self.masked:
             chunk = column.chunk(0)
             if not chunk.null_count:  # in the way that costs least: this is done for every column
                 return {self.leaf.name: torch.from_dlpack(chunk)}
         name, parts = self.leaf.name, [self.part(chunk) for chunk in column.chunks]
-        found: Values = {name: self._load(parts, len(column), order)}
+        found: Values = {name: self._load(parts, len(column))}
         if self.masked:
-            found[mask_name(name)] = mask(parts, (len(column), *self.shape), order)
+            found[mask_name(name)] = mask(parts, (len(column), *self.shape))
         return found
 
     def part(self, array: pa.Array) -> Part:
@@ -105,17 +101,17 @@ class Dense:
             array = elements_of(array)
         return self.leaf.part(self.leaf.plain(array))
 
-    def _load(self, parts: Sequence[Part], rows: int, order: Order | None) -> torch.Tensor:
+    def _load(self, parts: Sequence[Part], rows: int) -> torch.Tensor:
         shape = (rows, *self.shape)
-        as_it_lies = self.target == native(self.leaf) and all(part.valid is None for part in parts)
-        if order is None:
-            if as_it_lies and len(parts) == 1 and self.target != np.bool_:
-                # not through NumPy, which shows Arrow's buffers as read-only: torch warns of those
-                return torch.from_dlpack(parts[0].array).reshape(shape)
-            return torch.from_numpy(_written(parts, empty(shape, self.target)))
-        if as_it_lies and is_wide(self.width, self.target):
-            return gather_wide([part.values.reshape(-1, *self.shape) for part in parts], order)
-        return gather(_written(parts, scratch(shape, self.target)), order)
+        if len(parts) == 1 and parts[0].valid is None and self.target == native(self.leaf) != np.bool_:
+            # not through NumPy, which shows Arrow's buffers as read-only: torch warns of those
+            return torch.from_dlpack(parts[0].array).reshape(shape)
+        made = empty(shape, self.target)
+        at, flat = 0, made.reshape(-1)
+        for part in parts:
+            part.write(flat[at : at + len(part.array)])
+            at += len(part.array)
+        return torch.from_numpy(made)
 
     def finish(self, column: Column, cuts: Cuts) -> dict[str, Sequence[Any]]:
         assert isinstance(column, torch.Tensor)
@@ -139,21 +135,12 @@ def split(column: torch.Tensor, cuts: Cuts) -> Sequence[torch.Tensor]:
     return [column[start:stop].data for start, stop in cuts]
 
 
-def _written(parts: Sequence[Part], target: Anything) -> Anything:
-    at, flat = 0, target.reshape(-1)
-    for part in parts:
-        part.write(flat[at : at + len(part.array)])
-        at += len(part.array)
-    return target
-
-
-def mask(parts: Sequence[Part], shape: tuple[int, ...], order: Order | None) -> torch.Tensor:
+def mask(parts: Sequence[Part], shape: tuple[int, ...]) -> torch.Tensor:
     """True where there is a value; rows of `shape[1:]`."""
     if all(part.valid is None for part in parts):
-        return torch.ones((shape[0] if order is None else len(order), *shape[1:]), dtype=torch.bool)
+        return torch.ones(shape, dtype=torch.bool)
     masks = [part.mask() for part in parts]
-    mask = (masks[0] if len(masks) == 1 else np.concatenate(masks)).reshape(shape)
-    return torch.from_numpy(mask) if order is None else gather(mask, order)
+    return torch.from_numpy(masks[0] if len(masks) == 1 else np.concatenate(masks)).reshape(shape)
 
 
 def elements_of(array: pa.Array) -> pa.Array:

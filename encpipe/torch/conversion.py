@@ -39,14 +39,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
 from encpipe.configtable import did_you_mean
 from encpipe.errors import ConfigError
-from encpipe.torch.buffers import Order, numpy_dtype
+from encpipe.torch.buffers import numpy_dtype
 from encpipe.torch.columns import Cuts, Dense, Kind, native, split
 from encpipe.torch.leaves import Conversion, Nulls, is_text, leaf_of, unsupported
 from encpipe.torch.ragged import Ragged
@@ -59,8 +57,6 @@ __all__ = ["Batch", "Conversion", "Converter", "Nulls"]
 Batch: TypeAlias = dict[str, "torch.Tensor | list[Any] | pa.Array"]
 
 _CHOOSE = "choose other columns with columns=[...], or read it with encpipe.open_dataset"
-_FEW = 4
-"""Where this many times the rows asked for are there, they are taken before anything is converted."""
 _CAST_ROWS = 16_384
 """Numbers cast at once: torch starts threads of its own for more than 32,768."""
 
@@ -100,7 +96,6 @@ class Converter:
         ragged = [kind for kind in self._alone.values() if isinstance(kind, Ragged)]
         self.made_late = tuple(name for kind in ragged for name in kind.made_late)
         """The tensors that are made when batches are cut: lists of different lengths."""
-        self._can_take = not any("view" in str(kind) for kind in schema.types)  # Arrow cannot
 
     def _check_names(self) -> None:
         owners: dict[str, str] = {}
@@ -121,34 +116,19 @@ class Converter:
                     f"no tensor is called {name!r}, to be cast", hint=did_you_mean(name, tensors)
                 )
 
-    def load(
-        self,
-        table: pa.Table,
-        order: Order | npt.NDArray[np.int32] | None = None,
-        *,
-        to_move: bool = False,
-    ) -> Values:
-        """The table's rows, or those with the numbers in `order`, in that order.
+    def load(self, table: pa.Table, *, to_move: bool = False) -> Values:
+        """The table's rows. With `to_move` they are as cheap to move as can be before they are finished.
 
-        With `to_move` they are as cheap to move as can be before they are finished.
-
-        Raises `ConfigError` `nulls`, naming the column, for a null that may not be there, `IndexError` for a
-        number that no row has.
+        Raises `ConfigError` `nulls`, naming the column, for a null that may not be there.
         """
-        if order is not None and len(order) and (order.min() < 0 or order.max() >= len(table)):
-            raise IndexError(f"rows {order.min()} to {order.max()} of {len(table)} rows")
-        if order is not None and self._can_take and _FEW * len(order) < len(table):
-            table, order = table.take(pa.array(order)), None
-        if order is not None:
-            order = order.astype(np.int64, copy=False)  # else NumPy does so for every column
         values: Values = {}
         for name, kind in self._alone.items():
             if to_move and isinstance(kind, Text):
                 values.update(kind.load_to_move(table[name]))
             else:
-                values.update(kind.load(table[name], order))
+                values.update(kind.load(table[name]))
         for stack in self._stacks:
-            values.update(stack.load(table, order))
+            values.update(stack.load(table))
         for name, dtype in self._dtypes.items():
             column = values.get(name)
             if isinstance(column, torch.Tensor) and column.dtype != dtype:

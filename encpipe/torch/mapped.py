@@ -29,6 +29,11 @@ from encpipe.torch.values import Values, join, take
 
 Sample = dict[str, Any]
 
+_FEW = 4
+"""Where this many times the rows asked for are there, they are taken before anything is converted."""
+_NOT_TAKEN = {pa.string_view(), pa.binary_view()}
+"""Types of which Arrow takes no rows."""
+
 
 class Rows(Sequence[Sample]):
     """Some rows of a `MapDataset`: a sequence of samples, and the same rows as one `batch`.
@@ -175,9 +180,15 @@ class MapDataset(data.Dataset):  # type: ignore[misc] # mypy does not follow tor
             table = reading.table(group)
             rows = numbers[here] - (self._ends[group] - len(table))
             places.append(here)
-            parts.append(self._converter.load(table, rows))
+            parts.append(self._load(table, rows))
         joined = join(parts)
         return joined if len(parts) == 1 else take(joined, np.argsort(np.concatenate(places)))
+
+    def _load(self, table: pa.Table, rows: npt.NDArray[np.int64]) -> Values:
+        """Those rows, in that order, in memory of their own: the table is kept."""
+        if _FEW * len(rows) < len(table) and _NOT_TAKEN.isdisjoint(table.schema.types):
+            return self._converter.load(table.take(pa.array(rows)))
+        return take(self._converter.load(table), rows)
 
     def close(self) -> None:
         """Release files and rows, and what was opened here. A `Dataset` that was given stays open."""

@@ -13,7 +13,6 @@ import pyarrow as pa
 import torch
 
 from encpipe.torch import arrowrows
-from encpipe.torch.buffers import Order
 from encpipe.torch.columns import Cuts, elements_of, mask, mask_name, split
 from encpipe.torch.leaves import Leaf, Part, fill, refuse_nulls, valid_of
 from encpipe.torch.values import Column, Values
@@ -53,7 +52,7 @@ class Ragged:
     def _width(self) -> int:
         return math.prod(self.shape)
 
-    def load(self, column: pa.ChunkedArray, order: Order | None) -> Values:
+    def load(self, column: pa.ChunkedArray) -> Values:
         name, array = self.leaf.name, arrowrows.whole(column)
         if array.null_count and self.leaf.nulls == "error":
             raise refuse_nulls(name)
@@ -66,10 +65,9 @@ class Ragged:
         elements = fill(name, elements, self.leaf.nulls) if elements.null_count else elements
         if pa.types.is_boolean(elements.type):
             elements = elements.cast(pa.uint8())
-        packed = pa.LargeListArray.from_arrays(pa.array(lists * self._width), elements)
-        found: Values = {name: packed if order is None else arrowrows.take(packed, order)}
+        found: Values = {name: pa.LargeListArray.from_arrays(pa.array(lists * self._width), elements)}
         if self.masked:
-            found[mask_name(name)] = mask([Part(array, valid_of(array))], (len(array),), order)
+            found[mask_name(name)] = mask([Part(array, valid_of(array))], (len(array),))
         return found
 
     def finish(self, column: Column, cuts: Cuts) -> dict[str, Sequence[Any]]:

@@ -12,7 +12,7 @@ import torch
 
 from encpipe.configtable import did_you_mean
 from encpipe.errors import ConfigError
-from encpipe.torch.buffers import Anything, Order, empty, gather, numpy_dtype, scratch
+from encpipe.torch.buffers import Anything, empty, numpy_dtype
 from encpipe.torch.columns import Dense, Kind, mask_name
 from encpipe.torch.leaves import Part
 from encpipe.torch.values import Values
@@ -49,15 +49,15 @@ class Stack:
         """Nothing else."""
         return ()
 
-    def load(self, table: pa.Table, order: Order | None) -> Values:
-        """The stack and its mask, in that order of rows."""
+    def load(self, table: pa.Table) -> Values:
+        """The stack and its mask."""
         chunks = [
             (len(batch), [column.part(batch[column.leaf.name]) for column in self.columns])
             for batch in table.to_batches()
         ]
-        found: Values = {self.name: self._packed(chunks, len(table), order, self.target, self._write)}
+        found: Values = {self.name: self._packed(chunks, len(table), self.target, self._write)}
         if self.masked:
-            mask = self._packed(chunks, len(table), order, np.dtype(np.bool_), self._write_mask)
+            mask = self._packed(chunks, len(table), np.dtype(np.bool_), self._write_mask)
             found[mask_name(self.name)] = mask
         return found
 
@@ -65,12 +65,10 @@ class Stack:
         self,
         chunks: Sequence[tuple[int, Sequence[Part]]],
         rows: int,
-        order: Order | None,
         dtype: np.dtype[Any],
         write: Callable[[Sequence[Part], int, Anything], None],
     ) -> torch.Tensor:
-        shape = (rows, sum(column.width for column in self.columns))
-        packed = empty(shape, dtype) if order is None else scratch(shape, dtype)
+        packed = empty((rows, sum(column.width for column in self.columns)), dtype)
         at = 0
         with np.errstate(all="ignore"):  # what a cast cannot hold is the caller's wish
             for size, parts in chunks:
@@ -78,7 +76,7 @@ class Stack:
                     stop = min(start + _BLOCK, size)
                     write(parts, start, packed[at + start : at + stop])
                 at += size
-        return torch.from_numpy(packed) if order is None else gather(packed, order)
+        return torch.from_numpy(packed)
 
     def _write(self, parts: Sequence[Part], start: int, target: Anything) -> None:
         """Rows from `start` on of all columns, as many as `target` has."""

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from encpipe.torch import arrowrows
-from encpipe.torch.buffers import Order
 from encpipe.torch.columns import Cuts, mask, mask_name
 from encpipe.torch.leaves import Nulls, Part, fill, plain_text, valid_of
 from encpipe.torch.values import Column, Objects, Values
@@ -38,8 +37,8 @@ class Text:
     def others(self) -> tuple[str, ...]:
         return (self.name,)
 
-    def load(self, column: pa.ChunkedArray, order: Order | None) -> Values:
-        return self._load(arrowrows.whole(column), order, arrow=self.arrow)
+    def load(self, column: pa.ChunkedArray) -> Values:
+        return self._load(arrowrows.whole(column), arrow=self.arrow)
 
     def load_to_move(self, column: pa.ChunkedArray) -> Values:
         """The same as it is stored, in Arrow if it is short: `finish` then makes objects of it.
@@ -47,26 +46,21 @@ class Text:
         Moving objects costs a look at each of them, with the interpreter locked.
         """
         array = arrowrows.whole(column)
-        return self._load(array, None, arrow=self.arrow or array.nbytes <= _SHORT * len(array))
+        return self._load(array, arrow=self.arrow or array.nbytes <= _SHORT * len(array))
 
-    def _load(self, array: pa.Array, order: Order | None, *, arrow: bool) -> Values:
+    def _load(self, array: pa.Array, *, arrow: bool) -> Values:
         values = array if _is_plain_dictionary(array) else plain_text(array)
         filled = fill(self.name, values, self.nulls) if values.null_count else values
-        found: Values = {}
-        if arrow:
-            plain = plain_text(filled)
-            found[self.name] = plain if order is None else arrowrows.take(plain, order)
-        else:
-            found[self.name] = _objects(filled, order)
+        found: Values = {self.name: plain_text(filled) if arrow else _objects(filled)}
         if self.masked:
-            found[mask_name(self.name)] = mask([Part(values, valid_of(values))], (len(values),), order)
+            found[mask_name(self.name)] = mask([Part(values, valid_of(values))], (len(values),))
         return found
 
     def finish(self, column: Column, cuts: Cuts) -> dict[str, Sequence[Any]]:
         if isinstance(column, pa.Array):
             if self.arrow:
                 return {self.name: [column.slice(start, stop - start) for start, stop in cuts]}
-            column = _objects(column, None)
+            column = _objects(column)
         assert isinstance(column, np.ndarray)
         objects = column.tolist()
         return {self.name: [objects[start:stop] for start, stop in cuts]}
@@ -86,16 +80,15 @@ def _is_plain_dictionary(array: pa.Array) -> bool:
     )
 
 
-def _objects(array: pa.Array, order: Order | None) -> Objects:
-    """The str or bytes of an array without nulls, in that order; equal ones are one object if that pays."""
+def _objects(array: pa.Array) -> Objects:
+    """The str or bytes of an array without nulls; equal ones are one object if that pays."""
     if not pa.types.is_dictionary(array.type):
         if not _repeats(array):
             made: Objects = array.to_numpy(zero_copy_only=False)
-            return made if order is None else made.take(order)
+            return made
         array = array.dictionary_encode()
     words: Objects = plain_text(array.dictionary).to_numpy(zero_copy_only=False)
-    indices = array.indices.to_numpy()
-    found: Objects = words.take(indices if order is None else indices.take(order))
+    found: Objects = words.take(array.indices.to_numpy())
     return found
 
 

@@ -22,12 +22,14 @@ import pyarrow as pa
 import torch
 
 from encpipe.torch import arrowrows
-from encpipe.torch.buffers import Order, empty, numpy_dtype
+from encpipe.torch.buffers import Order, empty, numpy_dtype, scratch
 
 Objects: TypeAlias = npt.NDArray[np.object_]
 Column: TypeAlias = "torch.Tensor | Objects | pa.Array"
 Values: TypeAlias = dict[str, Column]
 
+_NARROW = 128
+"""A column of rows with fewer bytes is copied before they are taken: out of the cache it is twice as fast."""
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16}
 
 
@@ -45,7 +47,10 @@ def cut(values: Mapping[str, Column], start: int, stop: int) -> Values:
 
 
 def take(values: Mapping[str, Column], order: Order) -> Values:
-    """The rows with those numbers, in that order, as copies. The numbers are not checked."""
+    """The rows with those numbers, in that order, as copies. Raises `IndexError` for one that no row has."""
+    rows = length(values)
+    if len(order) and (order.min() < 0 or order.max() >= rows):
+        raise IndexError(f"rows {order.min()} to {order.max()} of {rows} rows")
     return {name: _take(column, order) for name, column in values.items()}
 
 
@@ -56,7 +61,12 @@ def _take(column: Column, order: Order) -> Column:
         return column.take(order)
     made = like(column, len(order))
     if made.numel():
-        np.take(opaque(column), order, out=opaque(made), mode="clip")
+        source = opaque(column)
+        if source.itemsize < _NARROW:
+            near = scratch(source.shape, source.dtype)
+            near[:] = source
+            source = near
+        np.take(source, order, out=opaque(made), mode="clip")  # without clip NumPy makes one more copy
     return made
 
 

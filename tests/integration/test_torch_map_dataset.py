@@ -66,6 +66,33 @@ def scene(tmp_path_factory: pytest.TempPathFactory, kms: LoggedKms, table: pa.Ta
     return made
 
 
+EVERY = pa.table(
+    {
+        "id": pa.array(range(2 * GROUP), pa.int32()),
+        "flag": [n % 3 == 0 for n in range(2 * GROUP)],
+        "name": pa.array([f"name {n % 7}" for n in range(2 * GROUP)]).dictionary_encode(),
+        "pair": pa.array([[n, -n] for n in range(2 * GROUP)], pa.list_(pa.int64(), 2)),
+        "wide": pa.array([[n] * 20 for n in range(2 * GROUP)], pa.list_(pa.int64(), 20)),
+        "list": [[n] * (n % 3) for n in range(2 * GROUP)],
+        "seen": pa.array([[n] * (n % 4) for n in range(2 * GROUP)], pa.list_view(pa.int16())),
+        "blob": [b"%d" % n for n in range(2 * GROUP)],
+        "view": pa.array([str(n) for n in range(2 * GROUP)], pa.string_view()),
+    }
+)
+NO_VIEW = [name for name in EVERY.column_names if name != "view"]
+
+
+@pytest.fixture(scope="module")
+def every(tmp_path_factory: pytest.TempPathFactory, kms: LoggedKms) -> Scene:
+    """Two row groups with columns of every kind."""
+    folder = tmp_path_factory.mktemp("every")
+    (folder / "plain").mkdir()
+    pq.write_table(EVERY, folder / "plain" / "0.parquet", row_group_size=GROUP)
+    made = Scene(str(folder / "sealed"), kms)
+    made.write(folder / "plain")
+    return made
+
+
 @pytest.fixture
 def mapped(scene: Scene) -> Iterator[MapDataset]:
     with MapDataset(scene.url, nulls="mask", **scene.access) as data:
@@ -126,6 +153,58 @@ def test_a_batch_is_in_the_order_of_the_numbers(mapped: MapDataset, table: pa.Ta
     assert [row["id"].item() for row in rows[3:5]] == expected["id"].to_pylist()[3:5]
 
 
+ASKED = {
+    "one": [3],
+    "some twice": [GROUP + 7, 2, 2, GROUP + 7],
+    "whole": range(GROUP),
+    "shuffled": np.random.default_rng(0).permutation(2 * GROUP).tolist(),
+}
+
+
+@pytest.mark.parametrize("columns", [NO_VIEW, None], ids=["what Arrow takes", "with a view"])
+@pytest.mark.parametrize("chunks", [1, 2])
+@pytest.mark.parametrize("numbers", ASKED.values(), ids=ASKED)
+def test_few_and_many_rows_of_every_kind_are_those_of_the_table(
+    every: Scene, numbers: list[int], chunks: int, columns: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = RowGroups.read
+
+    def chunked(self: RowGroups, index: int) -> pa.Table:
+        parts = [
+            read(self, index).slice(start, GROUP // chunks) for start in range(0, GROUP, GROUP // chunks)
+        ]
+        return pa.concat_tables(parts)
+
+    monkeypatch.setattr(RowGroups, "read", chunked)
+    expected = EVERY.select(columns or EVERY.column_names).to_pylist()
+    with MapDataset(every.url, columns, **every.access) as data:
+        found = [
+            {
+                name: value.tolist() if isinstance(value, torch.Tensor) else value
+                for name, value in row.items()
+            }
+            for row in data.__getitems__(numbers)
+        ]
+    assert found == [expected[number] for number in numbers]
+
+
+@pytest.mark.parametrize("columns", [NO_VIEW, None], ids=["what Arrow takes", "with a view"])
+@pytest.mark.parametrize("rows", [1, GROUP])
+def test_writing_into_tensors_does_no_harm_to_what_is_kept(
+    every: Scene, rows: int, columns: list[str] | None
+) -> None:
+    with MapDataset(every.url, columns, stack={"x": ["pair", "id"]}, **every.access) as data:
+        for _ in range(2):
+            batch = data.batch(range(rows))
+            assert batch["x"][:, 0].tolist() == list(range(rows))
+            assert batch["wide"][:, -1].tolist() == list(range(rows))
+            assert batch["flag"].tolist() == [n % 3 == 0 for n in range(rows)]
+            assert batch["list"].tolist() == [n for n in range(rows) for _ in range(n % 3)]
+            for value in batch.values():
+                if isinstance(value, torch.Tensor):
+                    value.fill_(1)
+
+
 def test_no_numbers_make_an_empty_batch(mapped: MapDataset) -> None:
     batch = mapped.batch([])
     assert (len(batch["id"]), batch["name"], batch["list_offsets"].tolist()) == (0, [], [0])
@@ -183,13 +262,6 @@ def test_a_forked_child_does_not_wait_for_what_the_parent_was_doing(mapped: MapD
         child.start()
         child.join(20)
     assert child.exitcode == 0
-
-
-def test_tensors_may_be_written_to_without_harm_to_what_is_kept(mapped: MapDataset) -> None:
-    mapped.batch(range(GROUP))["id"].zero_()
-    mapped[3]["pair"].zero_()
-    assert mapped.batch(range(GROUP))["id"].tolist() == list(range(GROUP))
-    assert mapped[3]["pair"].tolist() == [3, -3]
 
 
 def test_columns_stacks_and_choices_are_those_of_the_loader(scene: Scene) -> None:

@@ -343,27 +343,8 @@ def test_chunks_do_not_matter(choice: Conversion, borders: list[int]) -> None:
     chunked = pa.concat_tables(parts)
     assert chunked["int"].num_chunks == len(parts)
     converter = Converter(table.schema, "mask", conversion=choice, stack={"x": ["int", "pair"]})
-    for order in (None, np.array([4, 0, 3, 1, 2])):
-        found, expected = (converter.finish(converter.load(one, order)) for one in (chunked, table))
-        assert same(found, expected)
-
-
-@pytest.mark.parametrize("choice", CHOICES, ids=["offsets", "pad"])
-def test_an_order_gives_the_rows_in_that_order_and_some_only(choice: Conversion) -> None:
-    table = pa.table(EVERY)
-    converter = Converter(table.schema, "mask", conversion=choice)
-    for order in ([4, 2, 0, 1, 3], [3], [1, 1, 1, 4], []):
-        expected = converter.finish(converter.load(table.take(pa.array(order, pa.int64()))))
-        for kind in (np.int32, np.int64):
-            found = converter.finish(converter.load(table, np.array(order, kind)))
-            assert same(found, expected)
-
-
-def test_a_row_number_that_there_is_not_is_refused() -> None:
-    converter = Converter(pa.schema({"x": pa.int64()}))
-    for order in ([0, 3], [-1]):
-        with pytest.raises(IndexError):
-            converter.load(pa.table({"x": [1, 2, 3]}), np.array(order))
+    found, expected = (converter.finish(converter.load(one)) for one in (chunked, table))
+    assert same(found, expected)
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=["offsets", "pad"])
@@ -404,12 +385,6 @@ def test_samples_are_rows_by_themselves() -> None:
     assert found[1]["pair"].tolist() == [0, 0]
 
 
-def test_a_few_rows_of_views_are_given_although_arrow_takes_none() -> None:
-    array = pa.array([str(n) for n in range(20)], pa.string_view())
-    converter = Converter(pa.schema({"x": pa.string_view()}))
-    assert converter.finish(converter.load(pa.table({"x": array}), np.array([7])))["x"] == ["7"]
-
-
 @pytest.mark.parametrize("nulls", [0, 50], ids=["no nulls", "nulls"])
 @pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.dictionary(pa.int16(), pa.string())], ids=str)
 def test_text_that_repeats_is_the_same_text_in_objects_that_are_shared(kind: pa.DataType, nulls: int) -> None:
@@ -423,10 +398,6 @@ def test_text_that_repeats_is_the_same_text_in_objects_that_are_shared(kind: pa.
     assert found["x"] == expected
     assert found["x_mask"].tolist() == [word is not None for word in words]
     assert len({id(word) for word in found["x"]}) <= 10
-    order = np.random.default_rng(0).permutation(3000)
-    assert converter.finish(converter.load(pa.table({"x": column}), order))["x"] == [
-        expected[n] for n in order
-    ]
 
 
 def test_a_dictionary_may_hold_null_itself() -> None:

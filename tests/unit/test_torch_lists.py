@@ -6,7 +6,6 @@ import datetime as dt
 import decimal
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -125,26 +124,6 @@ def test_what_lies_under_a_null_list_is_not_shown() -> None:
 def test_the_mask_of_lists_has_one_value_a_row() -> None:
     found = convert(pa.array([[1, 2], [3]]), nulls="mask")
     assert found["x_mask"].tolist() == [True, True]
-
-
-@pytest.mark.parametrize("lists", ["offsets", "pad"])
-def test_an_order_of_rows_holds_for_lists(lists: Lists) -> None:
-    column = pa.chunked_array([pa.array([*LISTS[:2], None]), pa.array(LISTS[2:])])
-    table = pa.table({"x": column})
-    converter = Converter(table.schema, "mask", conversion=Conversion(lists=lists))
-    order = np.array([5, 2, 0, 4, 3, 1])
-    found = converter.finish(converter.load(table, order))
-    expected = converter.finish(converter.load(table.take(pa.array(order))))
-    for name in expected:
-        assert torch.equal(found[name], expected[name]), name
-
-
-def test_an_order_of_rows_holds_for_a_slice_of_lists() -> None:
-    array = pa.array(LISTS, pa.list_(pa.int64())).slice(1)
-    converter = Converter(pa.schema({"x": array.type}))
-    found = converter.finish(converter.load(pa.table({"x": array}), np.array([3, 2, 0, 1])))
-    assert found["x"].tolist() == [5, 2, 3, 4, 1]
-    assert found["x_offsets"].tolist() == [0, 1, 4, 5, 5]
 
 
 def test_lists_can_be_refused() -> None:

@@ -26,11 +26,9 @@ TABLE = pa.table(
 )
 
 
-def convert(
-    stack: dict[str, list[str]], nulls: Nulls = 0, order: list[int] | None = None, **choices: Any
-) -> dict[str, Any]:
+def convert(stack: dict[str, list[str]], nulls: Nulls = 0, **choices: Any) -> dict[str, Any]:
     converter = Converter(TABLE.schema, nulls, stack=stack, conversion=Conversion(**choices))
-    return converter.finish(converter.load(TABLE, None if order is None else np.array(order)))
+    return converter.finish(converter.load(TABLE))
 
 
 def test_columns_are_packed_in_the_order_asked_for_and_not_given_on_their_own() -> None:
@@ -101,11 +99,9 @@ def test_nulls_in_lists_and_in_every_block_of_rows_are_filled() -> None:
         [[n - 1 if n else 0, flat[2 * n] or 0, flat[2 * n + 1] or 0] for n in range(rows)], np.int64
     )
     valid = np.array([[n > 0, 2 * n % 7 != 0, (2 * n + 1) % 7 != 0] for n in range(rows)])
-    order = np.random.default_rng(0).permutation(rows)
-    for way in (None, order):
-        found = converter.finish(converter.load(table, way))
-        assert np.array_equal(found["x"].numpy(), expected if way is None else expected[way])
-        assert np.array_equal(found["x_mask"].numpy(), valid if way is None else valid[way])
+    found = converter.finish(converter.load(table))
+    assert np.array_equal(found["x"].numpy(), expected)
+    assert np.array_equal(found["x_mask"].numpy(), valid)
 
 
 def test_decimals_are_stacked_as_chosen() -> None:
@@ -118,10 +114,6 @@ def test_a_column_may_be_in_two_stacks_and_a_stack_called_as_one_of_its_columns(
     found = convert({"x": ["a", "flag"], "a": ["a"]})
     assert found["x"].shape == (3, 2)
     assert found["a"].tolist() == [[1], [2], [3]]
-
-
-def test_an_order_of_rows_holds_for_stacks() -> None:
-    assert convert({"x": ["a", "pair"]}, order=[2, 0])["x"].tolist() == [[3, 30, 31], [1, 10, 11]]
 
 
 @pytest.mark.parametrize(
@@ -176,11 +168,10 @@ def test_casts_of_what_is_no_tensor_of_the_batch_are_refused(dtypes: dict[str, A
         Converter(TABLE.schema, 0, stack={"x": ["a"]}, conversion=Conversion(dtypes=dtypes))
 
 
-@pytest.mark.parametrize("order", [None, [2, 1, 0]], ids=["as it is", "in an order"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.bool], ids=str)
-def test_a_cast_is_what_torch_makes_of_it(dtype: torch.dtype, order: list[int] | None) -> None:
+def test_a_cast_is_what_torch_makes_of_it(dtype: torch.dtype) -> None:
     names = {"a": dtype, "b": dtype, "flag": dtype, "pair": dtype}
-    plain, cast = (convert({}, 0, order, dtypes=chosen) for chosen in ({}, names))
+    plain, cast = (convert({}, dtypes=chosen) for chosen in ({}, names))
     for name in names:
         assert cast[name].dtype == dtype
         assert torch.equal(cast[name], plain[name].to(dtype)), name

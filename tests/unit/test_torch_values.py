@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encpipe.torch import values
-from encpipe.torch.buffers import gather_wide
 from encpipe.torch.conversion import Conversion, Converter
 from encpipe.torch.memory import LEAST, Memory
 from encpipe.torch.order import stretches
@@ -73,8 +72,19 @@ def test_any_order_gives_what_arrow_gives(choice: Conversion, table: pa.Table, d
     one = converter(choice)
     order = data.draw(st.permutations(range(len(table))))
     expected = one.finish(one.load(table.take(pa.array(order, pa.int64()))))
-    agree(one.finish(one.load(table, np.array(order, np.int64))), expected)
     agree(one.finish(values.take(one.load(table), np.array(order, np.int64))), expected)
+
+
+@pytest.mark.parametrize("order", [[0, 3], [-1]], ids=str)
+def test_a_row_number_that_there_is_not_is_refused(order: list[int]) -> None:
+    with pytest.raises(IndexError, match="of 3 rows"):
+        values.take({"x": torch.arange(3), "s": pa.array(["a", "b", "c"])}, np.array(order))
+
+
+def test_taken_rows_are_copies() -> None:
+    column = torch.arange(4)
+    values.take({"x": column}, np.arange(4))["x"].zero_()
+    assert column.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=["offsets", "pad"])
@@ -135,15 +145,6 @@ def test_joined_and_placed_rows_do_not_share_memory_with_their_parts() -> None:
     for made in (values.join(parts), stripes.take(0)):
         made["x"].fill_(7)
     assert parts[0]["x"].tolist() == [0] * 4
-
-
-def test_wide_rows_of_several_arrays_are_gathered_without_joining_them() -> None:
-    parts = [
-        np.arange(start * 50, (start + rows) * 50).reshape(rows, 50)
-        for start, rows in ((0, 3), (3, 0), (3, 5))
-    ]
-    order = np.array([7, 0, 3, 3, 2, 6])
-    assert np.array_equal(gather_wide(parts, order).numpy(), np.concatenate(parts)[order])
 
 
 def test_memory_is_used_again_when_nobody_holds_it() -> None:
