@@ -20,12 +20,13 @@ Nulls: `"error"` refuses them. A number takes their place (of a string or binary
 list becomes an empty one where lengths differ). `"mask"` puts 0, False, an empty string or list there and
 adds a bool tensor `NAME_mask` of the same shape as `NAME` ((n,) for lists of different lengths), True where
 there is a value, for every column that may hold nulls by its schema, whether this batch has one or not. No
-such mask shows nulls *inside* lists of different lengths: `"mask"` refuses them.
+such mask shows nulls *inside* lists of different lengths: `"mask"` refuses them. Rules may be given
+by column: `nulls={"a": "mask", "b": 0}`; for columns that are not named it is `"error"` then.
 
 Stacks: `stack={"x": ["a", "b"]}` packs columns into one contiguous tensor `x` (n, columns) of the type that
 NumPy finds for them all (int32 or int64 with float32: float64), or of `Conversion.dtypes["x"]`; a fixed-size
 list of width k is k of its columns. What is stacked does not appear on its own. With `nulls="mask"` there is
-`x_mask` (n, columns) where any of them may hold nulls.
+`x_mask` (n, columns) where any of them may hold nulls; a column whose nulls a number fills is True in it.
 
 May I write into a tensor? Yes: nothing else reads its memory, and each has a storage of its own, so that
 `torch.save` and `share_memory_` take it alone. What does it keep in memory? Batches lie in larger pieces that
@@ -46,7 +47,7 @@ from encpipe.configtable import did_you_mean
 from encpipe.errors import ConfigError
 from encpipe.torch.buffers import numpy_dtype
 from encpipe.torch.columns import Cuts, Dense, Kind, native, split
-from encpipe.torch.leaves import Conversion, Nulls, is_text, leaf_of, unsupported
+from encpipe.torch.leaves import Conversion, NullRule, Nulls, is_text, leaf_of, unsupported
 from encpipe.torch.ragged import Ragged
 from encpipe.torch.stacks import Stack, stacks_of
 from encpipe.torch.texts import Text
@@ -64,9 +65,10 @@ _CAST_ROWS = 16_384
 class Converter:
     """Makes tables of one schema into dicts of tensors, as this module's docstring says; in any thread.
 
-    Raises `EncpipeError` `unsupported` for a column that no tensor can hold, and `ConfigError` for a `nulls`
-    that is none of the three, for a stack of columns that there are not or that no tensor can hold together,
-    for two things of one name, for a cast of something that is no tensor, and for no columns at all.
+    Raises `EncpipeError` `unsupported` for a column that no tensor can hold, and `ConfigError` for a rule for
+    nulls that is none of the three, or for a column that there is not, for a stack of columns that there are
+    not or that no tensor can hold together, for two things of one name, for a cast of something that is no
+    tensor, and for no columns at all.
     """
 
     def __init__(
@@ -79,16 +81,11 @@ class Converter:
     ) -> None:
         if not isinstance(conversion, Conversion):
             raise ConfigError(f"conversion is {conversion!r}: it is an encpipe.torch.Conversion")
-        nulls = getattr(nulls, "item", lambda: nulls)()  # of a NumPy number, the number
-        number = isinstance(nulls, int | float) and not isinstance(nulls, bool)
-        if not number and nulls not in ("error", "mask"):
-            raise ConfigError(
-                f"nulls is {nulls!r}: it is a number, or one of error, mask", hint='nulls="mask" or nulls=0'
-            )
+        rules = _rules(nulls, schema.names)
         if not schema.names:
             raise ConfigError("no column is left to make tensors of", code="filter")
         self._dtypes = dict(conversion.dtypes)
-        kinds = {field.name: _kind(field, nulls, conversion) for field in schema}
+        kinds = {field.name: _kind(field, rules[field.name], conversion) for field in schema}
         self._stacks = stacks_of(kinds, stack or {}, conversion.dtypes)
         stacked = {name for made in self._stacks for name in made.names}
         self._alone = {name: kind for name, kind in kinds.items() if name not in stacked}
@@ -177,7 +174,31 @@ def _cast(column: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return out
 
 
-def _kind(field: pa.Field, nulls: Nulls, conversion: Conversion) -> Kind:
+def _rules(nulls: Nulls, names: Sequence[str]) -> dict[str, NullRule]:
+    """The rule for each column."""
+    if not isinstance(nulls, Mapping):
+        return dict.fromkeys(names, _rule("nulls", nulls))
+    for name in nulls:
+        if name not in names:
+            raise ConfigError(
+                f"nulls has a rule for column {name!r}, which is not read",
+                hint=did_you_mean(str(name), set(names)),
+            )
+    return {name: _rule(f"nulls[{name!r}]", nulls.get(name, "error")) for name in names}
+
+
+def _rule(what: str, given: Any) -> NullRule:
+    rule: NullRule = getattr(given, "item", lambda: given)()  # of a NumPy number, the number
+    number = isinstance(rule, int | float) and not isinstance(rule, bool)
+    if not number and rule not in ("error", "mask"):
+        raise ConfigError(
+            f"{what} is {rule!r}: it is a number, or one of error, mask",
+            hint='nulls="mask" or nulls=0, or such a rule for each of some columns: nulls={"column": 0}',
+        )
+    return rule
+
+
+def _kind(field: pa.Field, nulls: NullRule, conversion: Conversion) -> Kind:
     """How the column is to be read. Raises `EncpipeError` `unsupported` where no tensor can hold it."""
     masked = nulls == "mask" and field.nullable
     if is_text(field.type):

@@ -16,7 +16,8 @@ import torch
 from encpipe.errors import ConfigError, EncpipeError
 from encpipe.torch.buffers import Anything
 
-Nulls: TypeAlias = Literal["error", "mask"] | int | float
+NullRule: TypeAlias = Literal["error", "mask"] | int | float
+Nulls: TypeAlias = NullRule | Mapping[str, NullRule]
 Lists: TypeAlias = Literal["offsets", "pad", "error"]
 Decimals: TypeAlias = Literal["error", "float64", "int64"]
 Strings: TypeAlias = Literal["list", "arrow"]
@@ -112,7 +113,7 @@ class Leaf:
     name: str
     kind: pa.DataType
     dtype: torch.dtype
-    nulls: Nulls
+    nulls: NullRule
     decimals: Decimals
 
     def plain(self, values: pa.Array) -> pa.Array:
@@ -145,7 +146,7 @@ class Leaf:
         return values
 
 
-def leaf_of(name: str, kind: pa.DataType, nulls: Nulls, conversion: Conversion) -> Leaf | None:
+def leaf_of(name: str, kind: pa.DataType, nulls: NullRule, conversion: Conversion) -> Leaf | None:
     """How values of this type become numbers; None where they cannot.
 
     Raises `EncpipeError` `unsupported` for a decimal about which nothing was chosen.
@@ -184,12 +185,13 @@ def refuse_nulls(name: str, what: str = "nulls") -> ConfigError:
     """The error for nulls about which nothing was said."""
     return ConfigError(
         f"column {name!r} has {what}",
-        hint='pass nulls="mask", or a number to put in their place, or filter them out',
+        hint='pass nulls="mask" or a number to put in their place, for all columns or this one '
+        f'(nulls={{{name!r}: "mask"}}), or filter them out',
         code="nulls",
     )
 
 
-def fill(name: str, values: pa.Array, nulls: Nulls) -> pa.Array:
+def fill(name: str, values: pa.Array, nulls: NullRule) -> pa.Array:
     """The values with 0, False, the empty string or the number in place of nulls.
 
     Raises `ConfigError` `nulls` where they are refused, or the number does not fit the type exactly.
@@ -200,7 +202,7 @@ def fill(name: str, values: pa.Array, nulls: Nulls) -> pa.Array:
 
 
 @cache
-def filler_of(name: str, kind: pa.DataType, nulls: Nulls) -> pa.Scalar:
+def filler_of(name: str, kind: pa.DataType, nulls: NullRule) -> pa.Scalar:
     """What takes the place of nulls. Raises `ConfigError` `nulls` for a number that is no such value."""
     try:
         return _filler(kind, None if isinstance(nulls, str) else nulls)

@@ -51,9 +51,10 @@ class Loader:
     filter the rows are counted first, which reads its columns once.
 
     What comes: batches of `batch_size` rows, exact across row groups and files; the last is shorter, or left
-    out with `drop_last`. `encpipe.torch.conversion` says what each type becomes and what `nulls`,
-    `conversion` and `stack` do. Tensors may be written to. `transform` is called in the training thread with
-    each batch, and what it returns is given. `pin_memory` and `device` move tensors, many batches at a time.
+    out with `drop_last`. `encpipe.torch.conversion` says what each type becomes and what `nulls` (a rule,
+    or a rule for each column by name), `conversion` and `stack` do. Tensors may be written to. `transform` is
+    called in the training thread with each batch, and what it returns is given. `pin_memory` and `device`
+    move tensors, many batches at a time.
 
     The order (`encpipe.torch.order`, docs/howto/shuffle.md): that of the dataset, or with `shuffle` a
     function of the core digest, `seed`, epoch, `lanes` and `window` alone: the same with any number of

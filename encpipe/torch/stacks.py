@@ -99,7 +99,7 @@ class Stack:
         left, rows = 0, len(target)
         for column, part in zip(self.columns, parts, strict=True):
             width = column.width
-            if part.valid is None:
+            if part.valid is None or not column.masked:
                 target[:, left : left + width] = True
             else:
                 valid = part.valid[start * width : (start + rows) * width]

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from encpipe.torch import arrowrows
 from encpipe.torch.columns import Cuts, mask, mask_name
-from encpipe.torch.leaves import Nulls, Part, fill, plain_text, valid_of
+from encpipe.torch.leaves import NullRule, Part, fill, plain_text, valid_of
 from encpipe.torch.values import Column, Objects, Values
 
 _SAMPLE: Final = 1_024
@@ -26,7 +26,7 @@ class Text:
 
     name: str
     masked: bool
-    nulls: Nulls
+    nulls: NullRule
     arrow: bool
 
     @property

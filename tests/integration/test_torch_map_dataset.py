@@ -276,6 +276,13 @@ def test_columns_stacks_and_choices_are_those_of_the_loader(scene: Scene) -> Non
         assert batch["list_lengths"].tolist() == [1, 2]
 
 
+def test_rules_for_nulls_are_by_name(scene: Scene) -> None:
+    with MapDataset(scene.url, ["id", "half"], nulls={"half": -1}, **scene.access) as data:
+        assert data.batch([4, 5])["half"].tolist() == [2, -1]
+    with pytest.raises(ConfigError, match="'name'"):
+        MapDataset(scene.url, ["id", "half"], nulls={"name": "mask"}, **scene.access)
+
+
 def loading(data: MapDataset, **options: Any) -> DataLoader[Any]:
     sampler = BatchSampler(
         RandomSampler(data, generator=torch.Generator().manual_seed(3)), 100, drop_last=False

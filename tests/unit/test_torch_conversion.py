@@ -232,6 +232,42 @@ def test_other_ways_to_treat_nulls_are_refused(nulls: Any) -> None:
         convert(pa.array([1]), nulls)
 
 
+TWO = pa.table({"a": [1, None], "b": [None, 0.5], "text": ["u", "v"]})
+
+
+def test_each_column_may_have_its_own_rule_for_nulls() -> None:
+    converter = Converter(TWO.schema, {"b": np.float32(-1), "a": "mask"})
+    found = converter.finish(converter.load(TWO))
+    assert list(found) == ["a", "a_mask", "b", "text"]
+    assert found["a"].tolist() == [1, 0]
+    assert found["a_mask"].tolist() == [True, False]
+    assert found["b"].tolist() == [-1, 0.5]
+
+
+@pytest.mark.parametrize(
+    "nulls", [{"a": 0}, {"a": "mask", "b": "error"}, {"a": 0, "text": "mask"}, {}], ids=str
+)
+def test_nulls_of_columns_without_a_rule_are_refused(nulls: Nulls) -> None:
+    converter = Converter(TWO.schema, nulls)
+    with pytest.raises(ConfigError, match=r"column 'b' has nulls" if nulls else "'a' has nulls") as caught:
+        converter.load(TWO)
+    assert caught.value.code == "nulls"
+    assert "nulls={'b': \"mask\"}" in caught.value.hint or not nulls
+
+
+@pytest.mark.parametrize(("name", "hint"), [("Text", "did you mean 'text'?"), (3, "known keys: a, b, text")])
+def test_a_rule_for_the_nulls_of_a_column_that_there_is_not_is_refused(name: Any, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"column {name!r}, which is not read") as caught:
+        Converter(TWO.schema, {"a": 0, name: 0})
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("rule", ["zero", True, None, {"b": 0}], ids=str)
+def test_other_rules_for_the_nulls_of_a_column_are_refused(rule: Any) -> None:
+    with pytest.raises(ConfigError, match=r"nulls\['b'\] is"):
+        Converter(TWO.schema, {"a": 0, "b": rule})
+
+
 def test_a_mask_does_not_hide_a_column_of_the_same_name() -> None:
     with pytest.raises(ConfigError, match="'x_mask'"):
         Converter(pa.schema({"x": pa.int8(), "x_mask": pa.bool_()}), "mask")

@@ -73,6 +73,14 @@ def test_the_mask_has_a_column_for_each() -> None:
     assert found["x_mask"].tolist() == [[True] * 3, [True, True, False], [True] * 3]
 
 
+def test_a_column_whose_nulls_a_number_fills_is_true_in_the_mask_of_the_others() -> None:
+    table = pa.table({"a": [1, None], "b": [None, 2]})
+    converter = Converter(table.schema, {"a": "mask", "b": 7}, stack={"x": ["a", "b"]})
+    found = converter.finish(converter.load(table))
+    assert found["x"].tolist() == [[1, 7], [0, 2]]
+    assert found["x_mask"].tolist() == [[True, True], [False, True]]
+
+
 def test_columns_that_hold_no_nulls_need_no_mask() -> None:
     schema = pa.schema([pa.field("a", pa.int8(), nullable=False)])
     converter = Converter(schema, "mask", stack={"x": ["a"]})
