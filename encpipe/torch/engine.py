@@ -27,8 +27,9 @@ from encpipe.torch.order import Block, Order, Piece, pieces, stretches
 from encpipe.torch.share import LaneShare, RangeShare
 from encpipe.torch.source import RowGroupSource
 from encpipe.torch.stats import Meter
-from encpipe.torch.stripes import Stripes, Weave
+from encpipe.torch.stripes import Stripes
 from encpipe.torch.values import Values, cut, join, length
+from encpipe.torch.weave import Weave
 
 STRIPE_ROWS: Final = 131_072
 STRIPE_BYTES: Final = 32 * 2**20

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 LEAST: Final = 64 * 1024
 """Bytes from which on memory is kept; smaller pieces the allocator keeps itself."""
-IDLE: Final = 256 * 2**20
+IDLE: Final = 512 * 2**20
 """Bytes kept at most while nobody uses them."""
 _ALIGN: Final = 64
 

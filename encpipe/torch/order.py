@@ -261,7 +261,7 @@ class _Rest:
 
 
 def _in_turn(turn: Sequence[_Rest], run: int, rows: int, ahead: int) -> Iterator[Stretch]:
-    """Of lanes that are equally far, `ahead` runs behind all others: whole rounds, or what is left of a run."""
+    """Of lanes equally far, `ahead` runs behind all others: whole rounds, or the rest of a run of each."""
     rounds = 0
     if all(rest.at % run == 0 for rest in turn):
         rounds = min(ahead, min(rest.room for rest in turn) // run, rows // (run * len(turn)))

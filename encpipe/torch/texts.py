@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 
 from encpipe.torch import arrowrows
@@ -41,12 +40,17 @@ class Text:
         return self._load(arrowrows.whole(column), arrow=self.arrow)
 
     def load_to_move(self, column: pa.ChunkedArray) -> Values:
-        """The same as it is stored, in Arrow if it is short: `finish` then makes objects of it.
+        """The same, but as Arrow has it where what is to be objects is short: a dictionary, if that pays.
 
         Moving objects costs a look at each of them, with the interpreter locked.
         """
         array = arrowrows.whole(column)
-        return self._load(array, arrow=self.arrow or array.nbytes <= _SHORT * len(array))
+        short = array.nbytes <= _SHORT * len(array)
+        found = self._load(array, arrow=self.arrow or short)
+        column = found[self.name]
+        if short and not self.arrow and isinstance(column, pa.Array) and _repeats(column):
+            found[self.name] = column.dictionary_encode()
+        return found
 
     def _load(self, array: pa.Array, *, arrow: bool) -> Values:
         values = array if _is_plain_dictionary(array) else plain_text(array)
@@ -61,7 +65,6 @@ class Text:
             if self.arrow:
                 return {self.name: [column.slice(start, stop - start) for start, stop in cuts]}
             column = _objects(column)
-        assert isinstance(column, np.ndarray)
         objects = column.tolist()
         return {self.name: [objects[start:stop] for start, stop in cuts]}
 
