@@ -103,9 +103,8 @@ class Dense:
 
     def _load(self, parts: Sequence[Part], rows: int) -> torch.Tensor:
         shape = (rows, *self.shape)
-        if len(parts) == 1 and parts[0].valid is None and self.target == native(self.leaf) != np.bool_:
-            # not through NumPy, which shows Arrow's buffers as read-only: torch warns of those
-            return torch.from_dlpack(parts[0].array).reshape(shape)
+        if len(parts) == 1 and self.target == native(self.leaf) != np.bool_ and not parts[0].all_null:
+            return parts[0].tensor().reshape(shape)
         made = empty(shape, self.target)
         at, flat = 0, made.reshape(-1)
         for part in parts:

@@ -98,6 +98,24 @@ class Part:
         """True where there is a value."""
         return np.ones(len(self.array), np.bool_) if self.valid is None else self.valid
 
+    @property
+    def all_null(self) -> bool:
+        """Whether there is no value, so that Arrow may have no memory for them but that of the bitmap."""
+        return self.gaps is not None and len(self.gaps) == len(self.array)
+
+    def tensor(self) -> torch.Tensor:
+        """The values as they lie in memory, one dimension, nulls replaced there.
+
+        Not through NumPy, which shows Arrow's buffers as read-only: torch warns of those.
+        """
+        if self.gaps is None:
+            return torch.from_dlpack(self.array)
+        buffers = [None, self.array.buffers()[1]]
+        bare = pa.Array.from_buffers(self.array.type, len(self.array), buffers, offset=self.array.offset)
+        made = torch.from_dlpack(bare)
+        made.numpy()[self.gaps] = self.filler
+        return made
+
     def write(self, target: Anything) -> None:
         """The values, of which there are as many as in `target`, cast to its type."""
         with np.errstate(all="ignore"):  # what a cast cannot hold is the caller's wish
