@@ -53,6 +53,7 @@ __all__ = [
     "parse",
     "parse_keks",
     "parse_wrappings",
+    "rebuild",
     "wrappings_json",
 ]
 
@@ -132,19 +133,63 @@ def build(
     Raises `KeyError` when one is missing: a core without the MAC of every key name is never built. Raises
     `EncpipeError` `unsupported` when `parse` would not take the result, for example for its size.
     """
-    head = tag(core, keks)
+    return _assemble(
+        tag(core, keks),
+        keys_raw or {},
+        revision=revision,
+        wrappings=wrappings,
+        retained=retained,
+        signatures=(),
+        mac_key=_mac_key(keks[core.footer_kek.id], core),
+    )
+
+
+def rebuild(
+    found: Manifest,
+    *,
+    revision: int,
+    wrappings: Mapping[str, Iterable[WrappedKey]],
+    retained: Iterable[TaggedCore],
+    footer_kek: Secret,
+) -> bytes:
+    """The bytes of `found` with other wrappings or retained generations: for re-wrap, grant, revoke and gc.
+
+    Line 1 stays byte for byte, core MACs and signatures as they are, so pins, resume states and signatures hold on.
+    `footer_kek` is that of the newest generation; `found` was checked with it. Raises `EncpipeError`
+    `unsupported` when `parse` would not take the result.
+    """
+    return _assemble(
+        found.head,
+        found.keys_raw,
+        revision=revision,
+        wrappings=wrappings,
+        retained=retained,
+        signatures=found.signatures,
+        mac_key=_mac_key(footer_kek, found.core),
+    )
+
+
+def _assemble(
+    head: TaggedCore,
+    keys_raw: Mapping[str, Any],
+    *,
+    revision: int,
+    wrappings: Mapping[str, Iterable[WrappedKey]],
+    retained: Iterable[TaggedCore],
+    signatures: Iterable[Mapping[str, Any]],
+    mac_key: Secret,
+) -> bytes:
     keys = {
-        **(keys_raw or {}),
+        **keys_raw,
         "revision": revision,
         "wrappings": wrappings_json(wrappings),
         "retained": [older.as_json() for older in retained],
     }
     keys_line = strictjson.dumps(keys)
-    mac_key = _mac_key(keks[core.footer_kek.id], core)
     tags = {
         "core_macs": macs_json(head.macs),
         "manifest_mac": aead.mac(mac_key, _message(head.line, keys_line)).hex(),
-        "signatures": [],
+        "signatures": list(signatures),
     }
     data = b"\n".join((head.line, keys_line, strictjson.dumps(tags), b""))
     try:
