@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -28,6 +29,11 @@ WORKER_COUNTS: Final = (0, 1, 2)
 _CALIBRATIONS: Final = 2
 _PACKED: Final = {"int64": pa.int64(), "double": pa.float64()}
 _ENDING_SECONDS: Final = 30
+_ANSWER_SECONDS: Final = 120
+
+
+class PeerHungError(RuntimeError):
+    """A peer that does not go on: with worker processes that happens to some."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,9 @@ class Served:
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # then there is no answer either
             print(command, file=self._process.stdin, flush=True)
+        if not select.select([self._process.stdout], [], [], _ANSWER_SECONDS)[0]:
+            self._process.kill()
+            raise PeerHungError(f"{self.setup.peer} did not answer {command!r} for {_ANSWER_SECONDS} s")
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
@@ -144,6 +153,14 @@ def best(setup: Setup) -> dict[str, Any]:
 
 
 def _tried(setup: Setup, option: str, workers: int) -> dict[str, Any]:
+    """What it reaches; nothing where it hangs."""
+    try:
+        return _measured(setup, option, workers)
+    except PeerHungError:
+        return {"option": option, "workers": workers, "rows_per_second": 0, "bytes": 0}
+
+
+def _measured(setup: Setup, option: str, workers: int) -> dict[str, Any]:
     with Served(setup, option) as peer:
         peer.ask(f"open {workers}")
         peer.epoch()
