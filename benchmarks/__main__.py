@@ -12,7 +12,7 @@ from typing import Final
 from benchmarks.ratios import Results
 from benchmarks.report import save, table
 
-GROUPS: Final = {"core": "benchmarks.core", "loader": "benchmarks.loader"}
+GROUPS: Final = {"core": "benchmarks.core", "loader": "benchmarks.loader", "keys": "benchmarks.keys"}
 """Group -> module with `PARTS` (name -> function of `quick`) and `prepare()`."""
 
 
@@ -43,6 +43,7 @@ def run_group(group: str, only: Sequence[str], *, quick: bool) -> Results:
         results.figures += found.figures
         results.details |= found.details
         print(f"{group} {name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        print(table(found.figures), file=sys.stderr, flush=True)  # kept, should a later part fail
     return results
 
 
