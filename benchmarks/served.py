@@ -10,6 +10,7 @@ import os
 import select
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -84,6 +85,7 @@ class Served:
         ]
         command += [setup.target(option), str(setup.rows), str(setup.batch_size), *filter(None, [option])]
         self._log = folder / f"{setup.workload.name}.log"
+        self._temporary = tempfile.TemporaryDirectory(prefix="peer-", ignore_cleanup_errors=True)
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 command,
@@ -91,7 +93,7 @@ class Served:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=_env(folder),
+                env=_env(folder, self._temporary.name),
             )
         self.made = self.ask("make")
 
@@ -124,6 +126,7 @@ class Served:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
+        self._temporary.cleanup()
 
     def __enter__(self) -> Served:
         return self
@@ -134,12 +137,14 @@ class Served:
         self.close()
 
 
-def _env(folder: Path) -> dict[str, str]:
-    """Caches and temporary files of the peers go where `make clean` finds them."""
+def _env(folder: Path, temporary: str) -> dict[str, str]:
+    """Caches of the peers go where `make clean` finds them. The path of what is temporary is short: worker
+    processes of PyTorch hang where that of a socket there has more than 108 bytes."""
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
-    names = ("TMPDIR", "HF_HOME", "DATA_OPTIMIZER_CACHE_FOLDER", "DATA_OPTIMIZER_DATA_CACHE_FOLDER")
-    return {**os.environ, **dict.fromkeys(names, str(scratch)), "HF_HUB_OFFLINE": "1"}
+    names = ("HF_HOME", "DATA_OPTIMIZER_CACHE_FOLDER", "DATA_OPTIMIZER_DATA_CACHE_FOLDER")
+    caches = dict.fromkeys(names, str(scratch))
+    return {**os.environ, **caches, "TMPDIR": temporary, "HF_HUB_OFFLINE": "1"}
 
 
 def best(setup: Setup) -> dict[str, Any]:
