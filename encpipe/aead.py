@@ -44,6 +44,7 @@ class Label(StrEnum):
     FILE_LIST = "encpipe/1 file-list"
     JOURNAL = "encpipe/1 journal"
     JOURNAL_FILE = "encpipe/1 journal-file"
+    JOURNAL_SIGNATURE = "encpipe/1 journal-signature"
     CORE_MAC = "encpipe/1 core-mac"
     MANIFEST_MAC = "encpipe/1 manifest-mac"
     KEK_COMMITMENT = "encpipe/1 kek-commitment"

@@ -113,12 +113,16 @@ class Core:
 
 @dataclass(frozen=True)
 class TaggedCore:
-    """A core with its stored bytes and its MACs by KEK id: of the newest generation or a retained one."""
+    """A core with its stored bytes and its MACs by KEK id: of the newest generation or a retained one.
+
+    `signatures` are as they were read (`encpipe.signing` checks them).
+    """
 
     core: Core
     line: bytes = field(repr=False)
     macs: Mapping[str, bytes] = field(repr=False)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    signatures: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
     @property
     def digest(self) -> str:
@@ -138,7 +142,8 @@ class TaggedCore:
 
     def as_json(self) -> dict[str, Any]:
         """As it stands among the retained generations."""
-        return {**self.extra, "core": self.line.decode(), "core_macs": macs_json(self.macs)}
+        signed = {"signatures": list(self.signatures)} if self.signatures else {}
+        return {**self.extra, "core": self.line.decode(), "core_macs": macs_json(self.macs), **signed}
 
 
 def kek_commitment(kek_id: str, kek: Secret) -> bytes:

@@ -22,6 +22,9 @@ ID_BYTES: Final = 16
 KEY_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 """What a key name looks like; always used with `fullmatch`."""
 
+SIGNER: Final = re.compile(r"ed25519:[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
+"""A signer is named by its public key, 32 bytes in the one canonical base64url; used with `fullmatch`."""
+
 
 def new_id() -> str:
     """A fresh random id: 32 lower-case hex digits."""

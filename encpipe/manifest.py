@@ -12,8 +12,8 @@ Three JSON lines (docs/format.md, "Manifest"). Rules enforced:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from encpipe import aead, strictjson
@@ -66,6 +66,8 @@ MAX_SIGNATURES: Final = 64
 RETAINED_GENERATIONS: Final = 16
 """Older generations that stay readable after a commit; `gc` removes what falls out."""
 MAX_RETAINED: Final = 1000
+Sign = Callable[[TaggedCore], Mapping[str, Any]]
+"""Makes the signature of a core, as it stands in line 3."""
 _KEK_ID: Final = re.compile(r"[0-9a-f]{32}")
 _MASTER_KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}:[!#-\[\]-~]{1,2000}")
 """A master key's URI: printable ASCII without blank, quote and backslash, since errors and hints show it."""
@@ -80,7 +82,6 @@ class Manifest:
     wrappings: Mapping[str, tuple[WrappedKey, ...]]
     retained: tuple[TaggedCore, ...]
     manifest_mac: bytes
-    signatures: tuple[Mapping[str, Any], ...]
     keys_line: bytes = field(repr=False)
     keys_raw: Mapping[str, Any] = field(repr=False)
 
@@ -88,6 +89,11 @@ class Manifest:
     def core(self) -> Core:
         """The newest generation's core."""
         return self.head.core
+
+    @property
+    def signatures(self) -> tuple[Mapping[str, Any], ...]:
+        """Those of the newest generation, as they were read."""
+        return self.head.signatures
 
     @property
     def history(self) -> tuple[TaggedCore, ...]:
@@ -127,19 +133,22 @@ def build(
     retained: Iterable[TaggedCore],
     keks: Mapping[str, Secret],
     keys_raw: Mapping[str, Any] | None = None,
+    sign: Sign | None = None,
 ) -> bytes:
-    """The bytes of a manifest with a new core. `keks` must hold every active KEK.
+    """The bytes of a manifest with a new core, signed by `sign`. `keks` must hold every active KEK.
 
     Raises `KeyError` when one is missing: a core without the MAC of every key name is never built. Raises
     `EncpipeError` `unsupported` when `parse` would not take the result, for example for its size.
     """
+    head = tag(core, keks)
+    if sign is not None:
+        head = replace(head, signatures=(sign(head),))
     return _assemble(
-        tag(core, keks),
+        head,
         keys_raw or {},
         revision=revision,
         wrappings=wrappings,
         retained=retained,
-        signatures=(),
         mac_key=_mac_key(keks[core.footer_kek.id], core),
     )
 
@@ -154,7 +163,7 @@ def rebuild(
 ) -> bytes:
     """The bytes of `found` with other wrappings or retained generations: for re-wrap, grant, revoke and gc.
 
-    Line 1 stays byte for byte, core MACs and signatures as they are, so pins, resume states and signatures hold on.
+    Line 1 stays byte for byte, core MACs and signatures as they are: pins and resume states hold on.
     `footer_kek` is that of the newest generation; `found` was checked with it. Raises `EncpipeError`
     `unsupported` when `parse` would not take the result.
     """
@@ -164,7 +173,6 @@ def rebuild(
         revision=revision,
         wrappings=wrappings,
         retained=retained,
-        signatures=found.signatures,
         mac_key=_mac_key(footer_kek, found.core),
     )
 
@@ -176,7 +184,6 @@ def _assemble(
     revision: int,
     wrappings: Mapping[str, Iterable[WrappedKey]],
     retained: Iterable[TaggedCore],
-    signatures: Iterable[Mapping[str, Any]],
     mac_key: Secret,
 ) -> bytes:
     keys = {
@@ -189,7 +196,7 @@ def _assemble(
     tags = {
         "core_macs": macs_json(head.macs),
         "manifest_mac": aead.mac(mac_key, _message(head.line, keys_line)).hex(),
-        "signatures": list(signatures),
+        "signatures": list(head.signatures),
     }
     data = b"\n".join((head.line, keys_line, strictjson.dumps(tags), b""))
     try:
@@ -216,12 +223,11 @@ def parse(data: bytes) -> Manifest:
     keys = Fields(keys_raw, what="the manifest's keys line")
     tags = Fields(strictjson.loads(tags_line, what="the manifest's tags line"), what="the tags line")
     return Manifest(
-        head=TaggedCore(core, core_line, parse_macs(tags)),
+        head=TaggedCore(core, core_line, parse_macs(tags), signatures=_parse_signatures(tags)),
         revision=keys.integer("revision"),
         wrappings=parse_wrappings(keys),
         retained=_parse_retained(keys, core),
         manifest_mac=tags.sha256("manifest_mac"),
-        signatures=_parse_signatures(tags),
         keys_line=keys_line,
         keys_raw=keys_raw,
     )
@@ -268,7 +274,10 @@ def _parse_retained(fields: Fields, head: Core) -> tuple[TaggedCore, ...]:
     for item in fields.array("retained", limit=MAX_RETAINED):
         entry = Fields(item, what="a retained generation")
         line = entry.text("core", limit=MAX_MANIFEST_BYTES).encode()
-        found.append(TaggedCore(parse_core(line), line, parse_macs(entry), entry.others("core", "core_macs")))
+        extra = entry.others("core", "core_macs")
+        signatures = _parse_signatures(entry) if "signatures" in extra else ()
+        extra.pop("signatures", None)
+        found.append(TaggedCore(parse_core(line), line, parse_macs(entry), extra, signatures))
     numbers = [tagged.core.generation for tagged in found] + [head.generation]
     if numbers != sorted(set(numbers)) or any(t.core.dataset_id != head.dataset_id for t in found):
         fields.refuse("retains what is no older generation of this dataset")
@@ -276,7 +285,5 @@ def _parse_retained(fields: Fields, head: Core) -> tuple[TaggedCore, ...]:
 
 
 def _parse_signatures(fields: Fields) -> tuple[Mapping[str, Any], ...]:
-    found = fields.array("signatures", limit=MAX_SIGNATURES)
-    if not all(isinstance(item, dict) for item in found):
-        fields.refuse("has a signature that is not an object")
-    return tuple(found)
+    found = [Fields(item, what="a signature") for item in fields.array("signatures", limit=MAX_SIGNATURES)]
+    return tuple({name: item.text(name) for name in ("signer", "signature")} for item in found)

@@ -273,6 +273,9 @@ MALFORMED: dict[str, Attack] = {
     "a core MAC under a name of a megabyte": lambda sim: sim.tags["core_macs"].__setitem__("x" * 2**20, None),
     "signatures that are no list": set_in("tags", "signatures", {}),
     "a signature that is no object": set_in("tags", "signatures", ["x"]),
+    "a signature without a signer": set_in("tags", "signatures", [{"signature": "x"}]),
+    "a signature that is a number": set_in("tags", "signatures", [{"signer": "x", "signature": 1}]),
+    "retained signatures that are null": lambda sim: sim.keys["retained"][0].update(signatures=None),
     "too many signatures": set_in("tags", "signatures", [{}] * 65),
 }
 

@@ -1,4 +1,4 @@
-"""What `rebuild` leaves alone: line 1, core MACs and signatures, whatever becomes of wrappings and history."""
+"""What `rebuild` leaves alone: line 1, core MACs, signatures, whatever becomes of wrappings and history."""
 
 from __future__ import annotations
 
