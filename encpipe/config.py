@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from encpipe.configtable import Table
 from encpipe.errors import ConfigError, PolicyError
-from encpipe.keys import KEY_NAME
+from encpipe.keys import KEY_NAME, SIGNER
 from encpipe.policy import Policy
 
 MAX_CONFIG_BYTES: Final = 1 << 20
@@ -29,6 +29,7 @@ MAX_CONFIG_BYTES: Final = 1 << 20
 ENVIRONMENT_KEYS: Final = {"footer": ("local:env",)}
 """Key names where there is no configuration file and `ENCPIPE_MASTER_KEY` is set, as in a container."""
 UNLOCK_FORMS: Final = ("prompt", "env:NAME", "file:PATH", "key-env:NAME", "key-file:PATH")
+SINK_FORMS: Final = ("file:PATH", "stderr", "logger:NAME")
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,31 @@ class TlsConfig:
 
 @dataclass(frozen=True)
 class TrustConfig:
-    """Which master keys may open a dataset at all, by exact URI, and whose signatures count."""
+    """Which master keys may open a dataset at all, by exact URI, and whose signatures count.
+
+    With `signers` a dataset is read, and written to, only if one of them signed it.
+    """
 
     master_keys: tuple[str, ...] = ()
     signers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SigningConfig:
+    """What writes are signed with: a private key in a file. None: they are not signed."""
+
+    key_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Where the audit log goes: `file:PATH`, `stderr`, `logger:NAME`, or None for none.
+
+    With `required` an operation whose line the log does not take is refused.
+    """
+
+    sink: str | None = None
+    required: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,9 +92,11 @@ class Config:
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
     trust: TrustConfig = field(default_factory=TrustConfig)
+    signing: SigningConfig = field(default_factory=SigningConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
     kms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     source: Path | None = None
     searched: tuple[str, ...] = field(default=(), compare=False)
     """Where a configuration file was looked for in vain; empty where one was found, or none looked for."""
@@ -142,7 +166,7 @@ def parse_config(text: str, source: Path, *, env: Mapping[str, str] | None = Non
     top = Table(_toml(text, source), "", source, home=_home(env))
     keyring = top.table("keyring")
     unlock = keyring.text("unlock")
-    tls, trust = top.table("tls"), top.table("trust")
+    tls, trust, signing = top.table("tls"), top.table("trust"), top.table("signing")
     config = Config(
         keyring=_with_environment(
             KeyringConfig(keyring.path("path"), _unlock(keyring, unlock) if unlock else "prompt"),
@@ -151,7 +175,8 @@ def parse_config(text: str, source: Path, *, env: Mapping[str, str] | None = Non
         ),
         keys=_keys(top.table("keys")),
         policy=_policy(top.table("policy")),
-        trust=TrustConfig(_exact(trust, "master_keys"), trust.texts("signers")),
+        trust=TrustConfig(_exact(trust, "master_keys"), _signers(trust)),
+        signing=SigningConfig(signing.path("key_file")),
         tls=TlsConfig(
             tls.path("ca_file"),
             tls.path("client_cert"),
@@ -160,9 +185,10 @@ def parse_config(text: str, source: Path, *, env: Mapping[str, str] | None = Non
         ),
         kms=top.table("kms").tables(),
         storage=top.table("storage").tables(),
+        audit=_audit(top.table("audit")),
         source=source.absolute(),
     )
-    for table in (keyring, tls, trust, top):
+    for table in (keyring, tls, trust, signing, top):
         table.finish()
     return config
 
@@ -266,6 +292,23 @@ def _exact(table: Table, key: str) -> tuple[str, ...]:
         if "*" in uri:
             raise table.error(key, f"holds the pattern {uri[:60]!r}", hint="name each master key by its URI")
     return tuple(dict.fromkeys(uris))
+
+
+def _signers(table: Table) -> tuple[str, ...]:
+    for signer in table.texts("signers"):
+        if not SIGNER.fullmatch(signer):
+            hint = 'a signer is "ed25519:" and 43 characters, as encpipe keys show-signer prints it'
+            raise table.error("signers", f"holds {signer[:60]!r}, which is not a signer", hint=hint)
+    return tuple(dict.fromkeys(table.texts("signers")))
+
+
+def _audit(table: Table) -> AuditConfig:
+    sink, required = table.text("sink"), table.flag("required", default=True)
+    kind, _, rest = (sink or "").partition(":")
+    if not (sink == "stderr" or (kind in ("file", "logger") and rest) or not table.names()):
+        raise table.error("sink", f"must be one of: {', '.join(SINK_FORMS)}")
+    table.finish()
+    return AuditConfig(f"file:{table.resolve(rest)}" if kind == "file" else sink, required)
 
 
 def _policy(table: Table) -> Policy:

@@ -49,9 +49,10 @@ class Table:
             raise self.error(key, "is an empty string", hint="leave the key out for the default")
         return None if value is None else str(value)
 
-    def flag(self, key: str) -> bool:
-        """A boolean, False when the key is absent."""
-        return bool(self._get(key, bool))
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        """A boolean, `default` when the key is absent."""
+        value = self._get(key, bool)
+        return default if value is None else bool(value)
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of strings, none of them empty; () when the key is absent. One string is a list of one."""

@@ -28,7 +28,9 @@ plaintext_partitions = ["year"]
 strict = true
 [trust]
 master_keys = ["local:old"]
-signers = ["ed25519:abc"]
+signers = ["ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]
+[signing]
+key_file = "keys/ann.pem"
 [tls]
 ca_file = "ca.pem"
 client_cert = "/c.pem"
@@ -48,7 +50,8 @@ def test_every_table_is_read() -> None:
     assert config.keyring.unlock == "key-file:/home/me/ring.key"
     assert config.keys == {"footer": ("aws-kms:alias/f", "local:default"), "pii": ("local:pii",)}
     assert config.policy == Policy("footer", {"pii": ("name", "address.*")}, ("year",), True)
-    assert (config.trust.master_keys, config.trust.signers) == (("local:old",), ("ed25519:abc",))
+    assert (config.trust.master_keys, config.trust.signers) == (("local:old",), ("ed25519:" + "A" * 43,))
+    assert config.signing.key_file == Path("/etc/encpipe/keys/ann.pem")
     assert config.tls.ca_file == Path("/etc/encpipe/ca.pem")
     assert (config.tls.client_cert, config.tls.client_key) == (Path("/c.pem"), Path("/home/me/k.pem"))
     assert config.tls.allow_plain_http_to == ("localhost",)
@@ -95,6 +98,8 @@ def test_an_unknown_key_is_an_error_with_a_suggestion(text: str, place: str, hin
         ("[keys]\nfooter = ['default']\n", "holds 'default', which is not a master key URI"),
         ("[keys]\nfooter = ['local:*']\n", "holds the pattern 'local:*'"),
         ("[keys]\nFooter = ['local:a']\n", "key 'Footer' is not a key name"),
+        ("[trust]\nsigners = ['ann']\n", "key 'signers' holds 'ann', which is not a signer"),
+        ("[signing]\nkey_file = 3\n", "[signing]: key 'key_file' must be a string, and is a number"),
         ("[trust]\nmaster_keys = ['']\n", "[trust]: key 'master_keys' must be a list of strings"),
         ("[policy]\nstrict = 1\n", "[policy]: key 'strict' must be true or false, and is a number"),
         ("[policy]\ncolumns = ['a']\n", "key 'columns' must be a table, and is a list"),
