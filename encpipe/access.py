@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from encpipe.config import Config, load_config
-from encpipe.errors import EncpipeError
+from encpipe.errors import ConfigError, EncpipeError
 from encpipe.kms.registry import MasterKeys
 from encpipe.storage import Storage, open_storage
 
@@ -67,9 +67,20 @@ def open_access(
     """
     settings = resolve_config(config, keyring=keyring)
     keys = master_keys or MasterKeys(settings)
+    _check_same_signers(settings, keys.config)
     place = os.fspath(url)
     storage = open_storage(place, config=settings, options=storage_options)
     return Access(settings, keys, storage, _absolute(place), storage_options or {})
+
+
+def _check_same_signers(settings: Config, of_keys: Config) -> None:
+    """The configuration of the master keys counts: refuse one beside it that asks for other signatures."""
+    ours, theirs = ((c.trust.signers, c.signing.key_file) for c in (settings, of_keys))
+    if any(ours) and ours != theirs:
+        raise ConfigError(
+            "trust.signers or signing.key_file are set in config=, and others in that of master_keys=",
+            hint="make master_keys from the same configuration: MasterKeys(config)",
+        )
 
 
 def resolve_config(config: Config | AnyPath | None, *, keyring: AnyPath | None = None) -> Config:

@@ -13,7 +13,7 @@ from encpipe import filelist, journal, manifest
 from encpipe.errors import ConflictError, EncpipeError, StorageError
 from encpipe.filelist import FileEntry, FileList
 from encpipe.keys import Secret, WrappedKey, new_id, utc_now
-from encpipe.manifest import Core, KekRecord, Manifest
+from encpipe.manifest import Core, KekRecord, Manifest, Sign
 from encpipe.policy import Policy
 from encpipe.state import MANIFEST_PATH, State, read_manifest
 from encpipe.storage import Storage
@@ -54,9 +54,15 @@ class Contents:
 
 
 def commit(
-    storage: Storage, target: Target, contents: Contents, files: Sequence[FileEntry], writer_id: str
+    storage: Storage,
+    target: Target,
+    contents: Contents,
+    files: Sequence[FileEntry],
+    writer_id: str,
+    *,
+    sign: Sign | None = None,
 ) -> int:
-    """Make `files` the dataset's new generation and return its number.
+    """Make `files` the dataset's new generation, signed by `sign`, and return its number.
 
     Where another run took the journal over and committed, that run's generation is returned: what it
     committed is this write. Raises `ConflictError` when the manifest is not the target's base any more, or
@@ -96,7 +102,7 @@ def commit(
     )
     storage.create(core.list_name, sealed)
     try:
-        _replace_manifest(storage, target, core, writer_id)
+        _replace_manifest(storage, target, core, writer_id, sign)
     except EncpipeError as error:
         if error.code == "storage-unavailable":  # it may have happened: everything stays
             raise
@@ -124,7 +130,9 @@ def _settle(storage: Storage, core: Core, writer_id: str) -> Core | None:
     return done
 
 
-def _replace_manifest(storage: Storage, target: Target, core: Core, writer_id: str) -> None:
+def _replace_manifest(
+    storage: Storage, target: Target, core: Core, writer_id: str, sign: Sign | None
+) -> None:
     base = target.base
     data = manifest.build(
         core,
@@ -133,6 +141,7 @@ def _replace_manifest(storage: Storage, target: Target, core: Core, writer_id: s
         retained=() if base is None else base.manifest.history,
         keks=target.keks,
         keys_raw=None if base is None else base.manifest.keys_raw,
+        sign=sign,
     )
 
     def check(current: bytes | None) -> None:

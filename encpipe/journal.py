@@ -5,6 +5,7 @@
     _encpipe/pending/<writer id>/<n>.sealed     one record for each finished file
 
 No key stands here but wrapped, and nothing of source, policy or files but sealed (docs/format.md, "Journal").
+A writer who signs also signs journal and records, and goes on only with what he signed himself.
 The commit id of the manifest that a write commits is its writer id, so a write that was committed just before
 it was stopped is recognised and not done twice.
 """
@@ -14,15 +15,23 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from encpipe import aead, filelist, manifest, strictjson
 from encpipe.aead import Label
-from encpipe.errors import DecryptionError, EncpipeError, FormatError, ManifestError, StorageError
+from encpipe.errors import (
+    DecryptionError,
+    EncpipeError,
+    FormatError,
+    ManifestError,
+    SignatureError,
+    StorageError,
+)
 from encpipe.filelist import FileEntry
 from encpipe.keys import KEY_NAME, Secret, WrappedKey
 from encpipe.manifest import KekRecord
+from encpipe.signing import SigningKey
 from encpipe.storage import Storage
 from encpipe.strictjson import Fields
 
@@ -32,13 +41,14 @@ MAX_RECORD_BYTES: Final = 16 << 20
 _CORE_DIGEST: Final = re.compile(r"(?:[0-9a-f]{64})?")
 _WRITER_ID: Final = re.compile(r"[0-9a-f]{32}")
 _RECORD: Final = re.compile(r"(0|[1-9][0-9]{0,9})\.sealed")
+_SIGNATURE: Final = Label.JOURNAL_SIGNATURE
 _HINT: Final = "start the write anew with --restart"
 
 
 @dataclass(frozen=True)
 class Journal:
     """What one write set out to do. `digest` stands for source, policy and settings: a second run that has
-    another one is another write."""
+    another one is another write. `signature` is over all of it but the wrappings, so a re-wrap keeps it."""
 
     writer_id: str
     dataset_id: str
@@ -50,6 +60,7 @@ class Journal:
     keks: tuple[KekRecord, ...]
     wrappings: Mapping[str, tuple[WrappedKey, ...]]
     digest: bytes
+    signature: str = ""
 
     @property
     def folder(self) -> str:
@@ -61,13 +72,20 @@ class Journal:
         """The KEK that seals body and records."""
         return next(k.id for k in self.keks if k.key_name == self.footer_key and k.state == "active")
 
+    def signed(self, key: SigningKey | None) -> Journal:
+        """The same with the signature of `key`, or as it is when there is none."""
+        return self if key is None else replace(self, signature=key.sign_bytes(_SIGNATURE, self._signed()))
+
+    def _signed(self) -> bytes:
+        return strictjson.dumps({**self._public(), "wrappings": {}, "digest": self.digest.hex()})
+
     def as_bytes(self, footer_kek: Secret) -> bytes:
         """The journal object: the public fields and the sealed body.
 
         Raises `EncpipeError` `unsupported` for one that could not be read again.
         """
         public = self._public()
-        body = strictjson.dumps({"digest": self.digest.hex()})
+        body = strictjson.dumps({"digest": self.digest.hex(), "signature": self.signature})
         sealed = aead.seal(_key(footer_kek, self.writer_id), body, aad=_aad(public))
         data = strictjson.dumps({**public, "sealed": aead.to_text(sealed)})
         try:
@@ -101,11 +119,12 @@ class SealedJournal:
     public: Mapping[str, Any]
     sealed: bytes
 
-    def open(self, footer_kek: Secret) -> Journal:
-        """The whole journal. Raises `ManifestError` `journal` when it was edited or is not of this key."""
+    def open(self, footer_kek: Secret, key: SigningKey | None = None) -> Journal:
+        """The whole journal. Raises `ManifestError` `journal` when it was edited or is not of this KEK;
+        `SignatureError` when there is a `key` and it did not sign it."""
         try:
-            key = _key(footer_kek, self.journal.writer_id)
-            body = aead.open_sealed(key, self.sealed, aad=_aad(self.public))
+            sealing_key = _key(footer_kek, self.journal.writer_id)
+            body = aead.open_sealed(sealing_key, self.sealed, aad=_aad(self.public))
         except DecryptionError:
             raise ManifestError(
                 "the journal of a stopped write does not open: it was edited",
@@ -114,7 +133,11 @@ class SealedJournal:
             ) from None
         body_json = strictjson.loads(body, what="a journal", code="journal")
         fields = Fields(body_json, what="a journal", code="journal")
-        return Journal(**{**vars(self.journal), "digest": fields.sha256("digest")})
+        signature = fields.text("signature") if "signature" in body_json else ""
+        opened = replace(self.journal, digest=fields.sha256("digest"), signature=signature)
+        if key is not None:
+            _check_signature(key, opened._signed(), signature)
+        return opened
 
 
 def _key(footer_kek: Secret, writer_id: str) -> Secret:
@@ -123,6 +146,16 @@ def _key(footer_kek: Secret, writer_id: str) -> Secret:
 
 def _aad(public: Mapping[str, Any]) -> bytes:
     return aead.encode_aad(Label.JOURNAL, hashlib.sha256(strictjson.dumps(public)).digest())
+
+
+def _check_signature(key: SigningKey, signed: bytes, signature: str) -> None:
+    try:
+        key.check_bytes(_SIGNATURE, signed, signature)
+    except SignatureError:
+        raise SignatureError(
+            f"a stopped write was not signed by {key.signer}, and this call signs what it goes on with",
+            hint=f"go on as the one who began it, or {_HINT}",
+        ) from None
 
 
 def parse(data: bytes) -> SealedJournal:
@@ -152,8 +185,11 @@ def parse(data: bytes) -> SealedJournal:
 class Records:
     """The records of a journal's finished files, by position in the source."""
 
-    def __init__(self, storage: Storage, journal: Journal, footer_kek: Secret) -> None:
-        self._storage, self._journal, self._footer_kek = storage, journal, footer_kek
+    def __init__(
+        self, storage: Storage, journal: Journal, footer_kek: Secret, key: SigningKey | None = None
+    ) -> None:
+        self._storage, self._journal = storage, journal
+        self._footer_kek, self._signing_key = footer_kek, key
 
     def _path(self, n: int) -> str:
         return f"{self._journal.folder}{n}.sealed"
@@ -178,20 +214,27 @@ class Records:
             raise EncpipeError(
                 f"the file list cannot hold {entry.path[:200]!r}: {error.message}", code="unsupported"
             ) from None
-        self._storage.create(self._path(n), aead.seal(self._key(n), plaintext, aad=self._aad(n)))
+        aad = self._aad(n)
+        if self._signing_key is not None:
+            signature = self._signing_key.sign_bytes(_SIGNATURE, aad + plaintext)
+            plaintext += b"\n" + signature.encode()
+        self._storage.create(self._path(n), aead.seal(self._key(n), plaintext, aad=aad))
 
     def read(self, n: int, partitions: tuple[str, ...]) -> FileEntry:
-        """The entry of file `n`. Raises `ManifestError` `journal` when the record was edited."""
-        sealed = self._storage.read(self._path(n), limit=MAX_RECORD_BYTES)
+        """The entry of file `n`. Raises `ManifestError` `journal` for an edited one, or `SignatureError`."""
+        sealed, aad = self._storage.read(self._path(n), limit=MAX_RECORD_BYTES), self._aad(n)
         try:
-            plaintext = aead.open_sealed(self._key(n), sealed, aad=self._aad(n))
+            plaintext = aead.open_sealed(self._key(n), sealed, aad=aad)
         except DecryptionError:
             raise ManifestError(
                 f"record {n} of a stopped write does not open: it was edited",
                 hint=_HINT,
                 code="journal",
             ) from None
-        return self._parse(plaintext, partitions)
+        described, _, signature = plaintext.partition(b"\n")
+        if self._signing_key is not None:
+            _check_signature(self._signing_key, aad + described, signature.decode("ascii", "replace"))
+        return self._parse(described, partitions)
 
     def _parse(self, plaintext: bytes, partitions: tuple[str, ...]) -> FileEntry:
         raw = strictjson.loads(plaintext, what="a journal record", code="journal")

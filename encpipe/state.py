@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import wraps
+from typing import Any, Concatenate, Final, ParamSpec
 
-from encpipe import aead, filelist, manifest
+from encpipe import aead, filelist, manifest, signing
 from encpipe.config import Config
 from encpipe.errors import (
     ConfigError,
@@ -20,7 +22,7 @@ from encpipe.errors import (
 )
 from encpipe.filelist import FileList
 from encpipe.keyring import DatasetKeys
-from encpipe.keys import Secret
+from encpipe.keys import Secret, WrappedKey
 from encpipe.kms.registry import MasterKeys
 from encpipe.manifest import Manifest, TaggedCore
 from encpipe.parquet import Layout
@@ -29,6 +31,9 @@ from encpipe.storage import Storage
 
 MANIFEST_PATH: Final = "_encpipe/manifest.json"
 MAX_LIST_BYTES: Final = aead.MAX_SEALED_BYTES + 1
+
+_More = ParamSpec("_More")
+_Load = Callable[Concatenate[Storage, MasterKeys, _More], "State"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,31 @@ def read_manifest(storage: Storage) -> tuple[bytes, Manifest]:
     return data, manifest.parse(data)
 
 
+def _told(load: _Load[_More]) -> _Load[_More]:
+    """Tell the audit log that a dataset was opened, or why not."""
+
+    @wraps(load)
+    def told(storage: Storage, master_keys: MasterKeys, *args: _More.args, **more: _More.kwargs) -> State:
+        audit = master_keys.audit
+        with audit.refusals("open", dataset=storage.url):
+            state = load(storage, master_keys, *args, **more)
+        if audit.enabled:
+            core, files = state.view.core, state.files.files
+            audit.record(
+                "open",
+                dataset=storage.url,
+                dataset_id=core.dataset_id,
+                generation=core.generation,
+                revision=state.manifest.revision,
+                key_names=sorted(core.key_names),
+                counts={"files": len(files), "rows": sum(entry.rows for entry in files)},
+            )
+        return state
+
+    return told
+
+
+@_told
 def load_state(
     storage: Storage,
     master_keys: MasterKeys,
@@ -75,17 +105,21 @@ def load_state(
     generation: int | None = None,
     max_key_age: float | None = None,
     key_grace: float = 0.0,
+    signers: Sequence[str] | None = None,
 ) -> State:
     """Read and check manifest and file list. One KMS call, for the footer key.
+
+    One of `signers` (default: the configuration's `trust.signers`) must have signed the generation, where
+    there are any; this is checked before any KMS call.
 
     A list that is gone may mean that a newer manifest was committed in between: it is read once more.
     """
     try:
-        return _load(storage, master_keys, pins, generation, max_key_age, key_grace)
+        return _load(storage, master_keys, pins, generation, max_key_age, key_grace, signers)
     except ManifestError as error:
         if error.code != "file-missing":
             raise
-        return _load(storage, master_keys, pins, generation, max_key_age, key_grace)
+        return _load(storage, master_keys, pins, generation, max_key_age, key_grace, signers)
 
 
 def _load(
@@ -95,12 +129,13 @@ def _load(
     generation: int | None,
     max_key_age: float | None,
     key_grace: float,
+    signers: Sequence[str] | None,
 ) -> State:
     data, found = read_manifest(storage)
     view = found.head if generation is None else found.generation(generation)
     if pins is not None:
         pins.check(found, view)
-    return _checked(storage, master_keys, data, found, view, max_key_age, key_grace)
+    return _checked(storage, master_keys, data, found, view, max_key_age, key_grace, signers)
 
 
 def _checked(
@@ -111,8 +146,12 @@ def _checked(
     view: TaggedCore,
     max_key_age: float | None,
     key_grace: float,
+    signers: Sequence[str] | None = None,
 ) -> State:
-    keys = dataset_keys(found, view, master_keys, max_age=max_key_age, grace=key_grace)
+    signing.check(view, master_keys.config.trust.signers if signers is None else signers)
+    cores = (found.head,) if view is found.head else (found.head, view)
+    keys = dataset_keys(found, cores, master_keys, max_age=max_key_age, grace=key_grace)
+    keys.reread = lambda: wrappings_now(storage, found)
     found.check_all(keys.kek(found.core.footer_kek.id))
     footer_kek = keys.kek(view.core.footer_kek.id)
     return State(found, view, read_list(storage, view, footer_kek), keys, data)
@@ -133,11 +172,12 @@ class Known:
         return cls(state.manifest_bytes, state.view.digest, state.keys.max_age, state.keys.grace)
 
 
+@_told
 def load_known(storage: Storage, master_keys: MasterKeys, known: Known) -> State:
     """Load exactly this generation again, also when newer ones were committed. Everything is checked anew.
 
-    The manifest is read from the storage only where the known one's footer key is refused, since a re-wrap
-    may have replaced the wrapping. Raises `StaleDatasetError` when the generation was removed, and what
+    The manifest is read from the storage only where no wrapping of the known one opens, since a re-wrap may
+    have replaced them. Raises `StaleDatasetError` when the generation was removed, and what
     `load_state` raises.
     """
     found = manifest.parse(known.manifest_bytes)
@@ -148,13 +188,9 @@ def load_known(storage: Storage, master_keys: MasterKeys, known: Known) -> State
     try:
         return _checked(storage, master_keys, known.manifest_bytes, found, view, *settings)
     except (KmsError, UntrustedKeyError) as error:
-        if isinstance(error, KmsUnavailableError):
-            raise
-        data, newer = read_manifest(storage)
-        if data == known.manifest_bytes or (view := _view(newer, known)) is None:
-            raise
-        Pins(found.core.dataset_id, min_revision=found.revision).check(newer, view)
-        return _checked(storage, master_keys, data, newer, view, *settings)
+        if not isinstance(error, KmsUnavailableError):
+            Pins(found.core.dataset_id, min_revision=found.revision).check(read_manifest(storage)[1], view)
+        raise
     except ManifestError as error:
         if error.code != "file-missing" or _view(read_manifest(storage)[1], known) is not None:
             raise
@@ -169,16 +205,37 @@ def _view(found: Manifest, known: Known) -> TaggedCore | None:
     return next((t for t in (found.head, *found.retained) if t.digest == known.core_digest), None)
 
 
+def wrappings_now(storage: Storage, known: Manifest) -> Mapping[str, tuple[WrappedKey, ...]]:
+    """The wrappings on the storage, unless they are another dataset's or older than those known.
+
+    Not authenticated, and need not be: a KEK that they give is checked before it is used.
+    """
+    newer = read_manifest(storage)[1]
+    same = newer.core.dataset_id == known.core.dataset_id and newer.revision > known.revision
+    return newer.wrappings if same else {}
+
+
+def load_keys(storage: Storage, master_keys: MasterKeys) -> tuple[bytes, Manifest, DatasetKeys]:
+    """The manifest, checked, with the KEKs of all its generations. One KMS call, for the footer key.
+
+    No file list is read. Raises what `load_state` raises.
+    """
+    data, found = read_manifest(storage)
+    signing.check(found.head, master_keys.config.trust.signers)
+    keys = dataset_keys(found, (*found.retained, found.head), master_keys)
+    found.check_all(keys.kek(found.core.footer_kek.id))
+    return data, found, keys
+
+
 def dataset_keys(
     found: Manifest,
-    view: TaggedCore,
+    cores: Sequence[TaggedCore],
     master_keys: MasterKeys,
     *,
     max_age: float | None = None,
     grace: float = 0.0,
 ) -> DatasetKeys:
-    """The keys of a generation. Each KEK is checked against every core that names it before it is used."""
-    cores = (found.head,) if view is found.head else (found.head, view)
+    """The keys of some generations. Each KEK is checked against every core that names it before its use."""
     records = {kek.id: kek for tagged in cores for kek in tagged.core.keks}
 
     def check(kek_id: str, kek: Secret) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,7 @@ from encpipe.errors import (
     IntegrityError,
     KmsError,
     ManifestError,
+    SignatureError,
     StorageError,
 )
 from encpipe.filelist import FileEntry
@@ -23,6 +24,7 @@ from encpipe.journal import Journal, Records, SealedJournal
 from encpipe.keyring import DatasetKeys
 from encpipe.kms.registry import MasterKeys
 from encpipe.manifest import check_commitment
+from encpipe.signing import SigningKey
 from encpipe.state import State
 from encpipe.storage import Storage
 
@@ -44,7 +46,8 @@ class StoppedWrites:
     """The stopped writes of one dataset, as one call sees them.
 
     `digest` stands for the call's source and settings, or is None when the source cannot be read twice;
-    `fits` tells whether a journal's write can be committed on top of a base.
+    `fits` tells whether a journal's write can be committed on top of a base. A call that signs goes on only
+    with what its `key` signed: else whoever holds the footer key could have files of his own signed.
     """
 
     storage: Storage
@@ -53,6 +56,7 @@ class StoppedWrites:
     digest: bytes | None
     fits: Callable[[Journal, State | None], bool]
     restart: bool
+    key: SigningKey | None = None
 
     def find(self, held: ExitStack, base: State | None) -> Stopped | None:
         """The stopped write that the call goes on with, or that it finds committed; owned until `held` ends.
@@ -114,10 +118,11 @@ class StoppedWrites:
 
     def _committed(self, found: SealedJournal, base: State | None, generation: int) -> Stopped | None:
         """Only the journal was left. Another write than ours is none of our business."""
-        keys, journal = self._open(found)
-        if journal.digest == self.digest:
-            return self._stopped(keys, journal, base, generation)
-        journals.remove(self.storage, journal.writer_id)
+        with suppress(SignatureError):
+            keys, journal = self._open(found)
+            if journal.digest == self.digest:
+                return self._stopped(keys, journal, base, generation)
+        journals.remove(self.storage, found.journal.writer_id)
         if self.digest is None:
             raise EncpipeError(
                 f"the write before this one was stopped just after it was committed as generation "
@@ -146,25 +151,30 @@ class StoppedWrites:
         return Stopped(journal, target, generation, keys.unwraps)
 
     def _open(self, found: SealedJournal) -> tuple[DatasetKeys, Journal]:
-        records = {record.id: record for record in found.journal.keks}
-        keys = DatasetKeys(
-            found.journal.dataset_id,
-            found.journal.keks,
-            found.journal.wrappings,
-            self.master_keys,
-            lambda kek_id, kek: check_commitment(records[kek_id], kek),
-        )
-        return keys, found.open(keys.kek(found.journal.footer_kek_id))
+        keys = journal_keys(found, self.master_keys)
+        return keys, found.open(keys.kek(found.journal.footer_kek_id), self.key)
 
     def _discard(self, found: SealedJournal) -> None:
         """Throw a stopped write away, its data files too where its records can still be read."""
         try:
             keys, journal = self._open(found)
-            records = Records(self.storage, journal, keys.kek(journal.footer_kek_id))
+            records = Records(self.storage, journal, keys.kek(journal.footer_kek_id), self.key)
             paths = recorded_paths(records, self.partitions)
         except EncpipeError:
             paths = []  # the files are named nowhere: `gc` removes them
         journals.remove(self.storage, found.journal.writer_id, paths)
+
+
+def journal_keys(found: SealedJournal, master_keys: MasterKeys) -> DatasetKeys:
+    """The keys of a write, each checked against the commitment in its journal."""
+    records = {record.id: record for record in found.journal.keks}
+    return DatasetKeys(
+        found.journal.dataset_id,
+        found.journal.keks,
+        found.journal.wrappings,
+        master_keys,
+        lambda kek_id, kek: check_commitment(records[kek_id], kek),
+    )
 
 
 def recorded_paths(records: Records, partitions: tuple[str, ...]) -> list[str]:

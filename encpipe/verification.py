@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from encpipe import signing
 from encpipe.access import Access, AnyPath, open_access
 from encpipe.config import Config
 from encpipe.dataset import Dataset
-from encpipe.errors import IntegrityError, KmsError, StorageError, UntrustedKeyError
+from encpipe.errors import IntegrityError, KmsError, SignatureError, StorageError, UntrustedKeyError
 from encpipe.filelist import FileEntry
 from encpipe.kms.registry import MasterKeys
 from encpipe.pins import Pins
@@ -118,10 +119,14 @@ def verify_dataset(
 
 
 def _older(access: Access, state: State) -> tuple[list[State], list[Problem]]:
-    """The retained generations that open, and a problem for each that does not."""
+    """The retained generations that open, and a problem for each that does not, or is not signed as asked."""
     older: list[State] = []
     problems: list[Problem] = []
     for tagged in state.manifest.retained:
+        try:
+            signing.check(tagged, access.master_keys.config.trust.signers)
+        except SignatureError as error:
+            problems.append(Problem(tagged.core.list_name, error.code, error.message))
         try:
             files = read_list(access.storage, tagged, state.keys.kek(tagged.core.footer_kek.id))
         except (IntegrityError, StorageError) as error:

@@ -24,6 +24,7 @@ from encpipe.parquet import SchemaOnDisk
 from encpipe.parquet.schema import same_columns
 from encpipe.policy import Policy
 from encpipe.sealing import ProgressCallback
+from encpipe.signing import writer_signing
 from encpipe.sources import Source, open_source
 from encpipe.sources.locate import WILD, base_of
 from encpipe.state import State, load_state
@@ -71,6 +72,9 @@ def write_dataset(
     would fall under the footer key, or become a partition column, is refused (`PolicyError` `policy-weaker`)
     unless `drop_column_keys` allows it.
 
+    With `signing.key_file` in the configuration the new generation is signed; what is there already must then
+    be signed, too (`SignatureError`).
+
     Raises `ConfigError` (`exists`, policy, key and source errors), `KmsError`, `IntegrityError`,
     `StorageError` (`ConflictError` when another writer was first). After an error the old state is unchanged.
     """
@@ -78,6 +82,7 @@ def write_dataset(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
     )
     with contextlib.closing(access.storage):
+        signing = writer_signing(access.master_keys.config)
         _check_apart(source, access.storage.url)
         found = open_source(
             source,
@@ -97,6 +102,7 @@ def write_dataset(
             restart=restart,
             progress=progress,
             drop_column_keys=drop_column_keys,
+            signing=signing,
         )
         return session.run()
 
@@ -127,7 +133,8 @@ def append_dataset(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
     )
     with contextlib.closing(access.storage):
-        base = load_state(access.storage, access.master_keys)
+        signing = writer_signing(access.master_keys.config)
+        base = load_state(access.storage, access.master_keys, signers=signing.signers)
         _check_apart(source, access.storage.url)
         found = open_source(
             source,
@@ -146,6 +153,7 @@ def append_dataset(
             compression=compression,
             restart=restart,
             progress=progress,
+            signing=signing,
         )
         return session.run()
 

@@ -30,11 +30,12 @@ from encpipe.keyring import DatasetKeys
 from encpipe.keys import new_id, utc_now
 from encpipe.parquet import Layout
 from encpipe.sealing import ProgressCallback, SealJob, Tally, seal_all
+from encpipe.signing import WriterSigning
 from encpipe.sources import Source
 from encpipe.state import State, load_state, read_manifest
 from encpipe.stopped import Stopped, StoppedWrites, finished, recorded_paths
 from encpipe.writekeys import check_not_weaker, make_target
-from encpipe.writereport import WriteReport
+from encpipe.writereport import WriteReport, facts_of, keys_used
 
 Purpose = Literal["write", "overwrite", "append"]
 _OUR_PATHS: Final = re.compile(r"_encpipe/.*|(?:.*/)?(?:[0-9a-f]{32}\.parquet|\.tmp-[^/]*)")
@@ -55,14 +56,17 @@ class WriteSession:
         compression: str,
         restart: bool,
         progress: ProgressCallback | None,
+        signing: WriterSigning,
         drop_column_keys: bool = False,
     ) -> None:
         self._purpose = purpose
         self._storage, self._master_keys = access.storage, access.master_keys
+        self._audit = access.master_keys.audit
         self._source, self._contents = source, contents
         self._digest = hashlib.sha256(self._settings() + source_digest).digest()
         self._workers, self._compression, self._restart = workers, compression, restart
         self._progress, self._drop_column_keys = progress, drop_column_keys
+        self._signing = signing
         self._kms_calls = 0
 
     def _settings(self) -> bytes:
@@ -80,7 +84,11 @@ class WriteSession:
 
     def run(self) -> WriteReport:
         """Do the whole write. Raises as `write_dataset` says."""
-        started = time.monotonic()
+        self._audit.check()
+        with self._audit.refusals("encrypt", how=self._purpose, dataset=self._storage.url):
+            return self._run(time.monotonic())
+
+    def _run(self, started: float) -> WriteReport:
         with ExitStack() as held:
             base = self._base()
             if self._purpose == "overwrite" and base is not None and not self._drop_column_keys:
@@ -105,6 +113,7 @@ class WriteSession:
             digest=self._digest if self._source.resumable else None,
             fits=self._fits,
             restart=self._restart,
+            key=self._signing.key,
         )
 
     def _already_done(self, stopped: Stopped, generation: int, started: float) -> WriteReport:
@@ -114,7 +123,7 @@ class WriteSession:
         return self._report(entries, len(entries), generation, started, stopped.target)
 
     def _records(self, journal: Journal, target: Target) -> Records:
-        return Records(self._storage, journal, target.keks[journal.footer_kek_id])
+        return Records(self._storage, journal, target.keks[journal.footer_kek_id], self._signing.key)
 
     def _finished(self, records: Records) -> dict[int, FileEntry]:
         return finished(self._storage, records, self._contents.partitions, len(self._source.files))
@@ -126,7 +135,7 @@ class WriteSession:
             if error.code != "not-found" or self._purpose == "append":
                 raise
             return None
-        state = load_state(self._storage, self._master_keys)
+        state = self._load()
         self._kms_calls += state.keys.unwraps
         if self._purpose == "append" and not same_shape(state.files, self._contents):
             raise ConflictError(
@@ -134,6 +143,9 @@ class WriteSession:
                 hint="nothing was changed; run the command again",
             )
         return state
+
+    def _load(self) -> State:
+        return load_state(self._storage, self._master_keys, signers=self._signing.signers)
 
     def _check_free(self, base: State | None) -> None:
         if base is not None:
@@ -173,7 +185,7 @@ class WriteSession:
             keks=target.records,
             wrappings=target.wrappings,
             digest=self._digest,
-        )
+        ).signed(self._signing.key)
         held.enter_context(self._storage.hold(journals.lock_path(journal.writer_id)))
         data = journal.as_bytes(target.keks[target.active(target.footer_key).id])
         self._storage.create(journals.journal_path(journal.writer_id), data)
@@ -255,13 +267,17 @@ class WriteSession:
     def _commit(self, journal: Journal, target: Target, entries: list[FileEntry]) -> int:
         for _ in range(MAX_REBASES):
             before = () if self._purpose != "append" or target.base is None else target.base.files.files
+            facts = facts_of(target, entries) | {"how": self._purpose, "dataset": self._storage.url}
+            self._audit.record("encrypt", **facts)
             try:
-                return commit(self._storage, target, self._contents, (*before, *entries), journal.writer_id)
-            except ConflictError:
+                job = self._storage, target, self._contents, (*before, *entries), journal.writer_id
+                return commit(*job, sign=self._signing.sign)
+            except ConflictError as error:
                 there = journals.still_there(self._storage, journal.writer_id)
                 if self._purpose != "append" or not there:
                     raise
-            target = rebased(target, load_state(self._storage, self._master_keys))
+                self._audit.refuse("encrypt", error, **facts)
+            target = rebased(target, self._load())
         raise ConflictError(f"other writers were first {MAX_REBASES} times", hint="run the command again")
 
     def _report(
@@ -272,7 +288,6 @@ class WriteSession:
         started: float,
         target: Target,
     ) -> WriteReport:
-        used = {record.id: record.key_name for record in target.records if record.state == "active"}
         return WriteReport(
             url=self._storage.url,
             dataset_id=target.dataset_id,
@@ -285,7 +300,7 @@ class WriteSession:
             seconds=time.monotonic() - started,
             kms_calls=self._kms_calls,
             master_keys={
-                name: tuple(wrapped.master_key for wrapped in target.wrappings[kek_id])
-                for kek_id, name in used.items()
+                name: tuple(wrapped.master_key for wrapped in wrappings)
+                for name, wrappings in keys_used(target).items()
             },
         )
