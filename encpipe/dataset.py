@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import pyarrow as pa
 
@@ -31,16 +31,19 @@ from encpipe.parquet import Layout, SealedFile
 from encpipe.pins import Pins, PinStore
 from encpipe.policy import Policy
 from encpipe.projection import Columns, OnMissingKey, columns_of, list_of_names
-from encpipe.rowgroups import Plan
+from encpipe.rowgroups import MAX_OPEN_FILES, Plan
 from encpipe.scan import Scan, joined
 from encpipe.selection import Filter, is_whole, select
 from encpipe.state import MANIFEST_PATH, State, load_state
 from encpipe.storage import Storage
+from encpipe.wholefiles import WholeFiles, open_at_once
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
-__all__ = ["Dataset", "Filter", "open_dataset"]
+__all__ = ["Dataset", "Filter", "Integrity", "open_dataset"]
+
+Integrity = Literal["pages", "file-hash"]
 
 
 def open_dataset(
@@ -60,6 +63,7 @@ def open_dataset(
     generation: int | None = None,
     max_key_age: float | None = None,
     key_grace: float = 0.0,
+    integrity: Integrity = "pages",
 ) -> Dataset:
     """Open a dataset for reading.
 
@@ -72,6 +76,10 @@ def open_dataset(
     key stands under the footer key only, so who holds that key and can write the storage could else move a
     column under it and forge it.
     `max_key_age` and `key_grace` are seconds (see `DatasetKeys`).
+    `integrity="file-hash"` reads every file that is touched as a whole, into memory, and uses it only if its
+    SHA-256 is the committed one. It is for readers who must not trust other holders of the dataset's keys who
+    can write the storage: `pages`, the default, checks every byte it uses, under keys that those hold, too.
+    Who does not trust them with the file list either names `trust.signers`.
 
     Raises `ConfigError`, `KmsError`, `IntegrityError` or `StorageError`.
     """
@@ -89,7 +97,7 @@ def open_dataset(
     _expect(state, list_of_names(expect_key_names, "expect_key_names"))
     if pin_store is not None:
         PinStore(pin_store).check_and_record(access.storage.url, state.manifest)
-    return Dataset(access, state, on_missing_key)
+    return Dataset(access, state, on_missing_key, integrity)
 
 
 def _expect(state: State, key_names: Sequence[str]) -> None:
@@ -125,29 +133,41 @@ class Dataset:
     A copy, deep or not, shares the keys and is to be closed by itself.
     """
 
-    def __init__(self, access: Access, state: State, on_missing_key: OnMissingKey = "error") -> None:
+    def __init__(
+        self,
+        access: Access,
+        state: State,
+        on_missing_key: OnMissingKey = "error",
+        integrity: Integrity = "pages",
+    ) -> None:
         if on_missing_key not in ("error", "skip", "null"):
             raise ConfigError(
                 f"on_missing_key is {on_missing_key!r}: it is error, skip or null",
                 hint='on_missing_key="error", "skip" or "null"',
             )
+        if integrity not in get_args(Integrity):
+            raise ConfigError(
+                f"integrity is {integrity!r}: it is pages or file-hash", hint='integrity="file-hash"'
+            )
+        self._whole = WholeFiles() if integrity == "file-hash" else None
         self._open = OpenDataset.of(access, state)
         self._made: _Shape | None = _shape_of(state)
         self._all: pa.Schema | None = None
         self._missing: Mapping[str, OnMissingKey] = self._decide(on_missing_key)
 
     @classmethod
-    def _of(cls, opened: OpenDataset, missing: Mapping[str, OnMissingKey]) -> Dataset:
+    def _of(cls, opened: OpenDataset, missing: Mapping[str, OnMissingKey], whole: bool) -> Dataset:
         made = cls.__new__(cls)
         made._open, made._missing = opened, missing
+        made._whole = WholeFiles() if whole else None
         made._made, made._all = None, None
         return made
 
     def __reduce__(self) -> tuple[Callable[..., Dataset], tuple[Any, ...]]:
-        return Dataset._of, (self._open, self._missing)
+        return Dataset._of, (self._open, self._missing, self._whole is not None)
 
     def __copy__(self) -> Dataset:
-        return self._of(self._open.copy(), self._missing)
+        return self._of(self._open.copy(), self._missing, self._whole is not None)
 
     def __deepcopy__(self, memo: object) -> Dataset:
         return self.__copy__()
@@ -255,9 +275,10 @@ class Dataset:
         """
         chosen = select(self._columns, columns, filter, missing=self._missing)
         self._unwrap(chosen.read.leaves)
+        kept = chosen.prune(self.files if files is None else tuple(files))
         return Scan(
             Plan(
-                files=chosen.prune(self.files if files is None else tuple(files)),
+                files=kept,
                 open_file=self._open_file,
                 read=chosen.read,
                 out=chosen.out.schema,
@@ -265,6 +286,7 @@ class Dataset:
                 filter=chosen.filter,
                 filter_leaves=chosen.filter_leaves,
                 threads=threads or pa.cpu_count(),
+                open_files=self._open_files(kept),
             )
         )
 
@@ -273,18 +295,27 @@ class Dataset:
         for name in sorted(self._columns.key_names(leaves)):
             self._state.keys.kek(core.active(name).id)
 
+    def _open_files(self, files: Sequence[FileEntry]) -> int:
+        if self._whole is None:
+            return MAX_OPEN_FILES
+        return open_at_once(max((entry.size for entry in files), default=0), MAX_OPEN_FILES)
+
     def _open_file(self, entry: FileEntry) -> SealedFile:
+        def stored() -> pa.NativeFile:
+            return self._storage.open_input(entry.path)
+
+        whole = self._whole
         return SealedFile(
             entry,
             self._shape.layout,
             self._state.keys,
-            lambda: self._storage.open_input(entry.path),
+            stored if whole is None else lambda: whole.open(entry, stored),
             self._columns.parquet_schema,
-            pre_buffer=self._storage.remote,
+            pre_buffer=self._storage.remote and whole is None,
         )
 
     def check_file(self, entry: FileEntry) -> None:
-        """Open a file and check size, footer and row counts; no data is read.
+        """Open a file and check size, footer and row counts; no data is read (all of it with `file-hash`).
 
         Raises `IntegrityError` or `StorageError`.
         """
@@ -329,14 +360,16 @@ class Dataset:
         served by `scan`. Every file is opened and every column chunk's key checked here. PyArrow then opens
         the files anew at every scan, and in a dataset with column keys it takes a plaintext file that was put
         in their place meanwhile. So such a dataset is refused (`unsupported`) unless you say that you trust
-        whoever can write the storage, with `trust_storage_after_the_check`.
+        whoever can write the storage, with `trust_storage_after_the_check`; and so is every one with
+        `integrity="file-hash"`.
 
         Columns of which a key is missing, or only a part was chosen, are left out: PyArrow reads whole
         columns. Needs a storage that Arrow itself can read (local, S3).
         """
-        if not (self._shape.layout.is_uniform or trust_storage_after_the_check):
+        checked = self._shape.layout.is_uniform and self._whole is None
+        if not (checked or trust_storage_after_the_check):
             raise EncpipeError(
-                "PyArrow would not notice a plaintext file put in the place of one with column keys",
+                "PyArrow would not notice a file put in the place of one that was checked",
                 hint="use scan() or the dataset itself as an Arrow stream; where nobody else can write the "
                 "storage, to_pyarrow(trust_storage_after_the_check=True)",
                 code="unsupported",

@@ -37,7 +37,7 @@ class Plan:
     """What to read: files in order, the columns for filter and result together, and what comes out.
 
     `read` covers the filter's columns too, `out` is the result; `filter_leaves` are the leaves in the files
-    that the filter refers to.
+    that the filter refers to. `open_files` may stay open between reads.
     """
 
     files: tuple[FileEntry, ...]
@@ -48,6 +48,7 @@ class Plan:
     filter: pc.Expression | None
     filter_leaves: tuple[str, ...]
     threads: int
+    open_files: int = MAX_OPEN_FILES
 
 
 class RowGroups:
@@ -59,7 +60,7 @@ class RowGroups:
 
     def __init__(self, plan: Plan, *, open_files: int = MAX_OPEN_FILES) -> None:
         self._plan = plan
-        self._handles = _Handles(open_files)
+        self._handles = _Handles(min(open_files, plan.open_files))
         self._starts = list(itertools.accumulate((len(f.row_groups) for f in plan.files), initial=0))
         self._lock = threading.Lock()
         self._judging: dict[int, threading.Lock] = {}

@@ -15,7 +15,7 @@ import torch
 from encpipe.access import AnyPath
 from encpipe.config import Config
 from encpipe.configtable import did_you_mean
-from encpipe.dataset import Dataset, Filter, open_dataset
+from encpipe.dataset import Dataset, Filter, Integrity, open_dataset
 from encpipe.errors import ConfigError, EncpipeError
 from encpipe.kms.registry import MasterKeys
 from encpipe.projection import OnMissingKey
@@ -46,6 +46,7 @@ class OpenOptions(TypedDict, total=False):
     generation: int | None
     max_key_age: float | None
     key_grace: float
+    integrity: Integrity
 
 
 class Opened:
