@@ -19,6 +19,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from encpipe import aead
 from encpipe.aead import Label
 from encpipe.keys import Secret, WrappedKey
@@ -150,7 +152,10 @@ class DatasetSim:
     def next_generation(self, *, commit_id: str, list_id: str) -> None:
         """Retain what was published, and begin the next generation."""
         core_line, _, tags_line = self.lines
-        retained = {"core": core_line.decode(), "core_macs": json.loads(tags_line)["core_macs"]}
+        tags = json.loads(tags_line)
+        retained = {"core": core_line.decode(), "core_macs": tags["core_macs"]}
+        if tags["signatures"]:
+            retained["signatures"], self.tags["signatures"] = tags["signatures"], []
         self.keys["retained"].append(retained)
         self.keys["revision"] += 1
         self.core["generation"] += 1
@@ -184,6 +189,14 @@ class DatasetSim:
                 key = Secret(_derived(kek.secret, Label.MANIFEST_MAC, dataset_id))
                 message = core_line + b"\n" + keys_line + b"\n"
                 self.tags["manifest_mac"] = aead.mac(key, message).hex()
+        self.set_lines(core_line, keys_line, dumps(self.tags))
+
+    def sign(self, key: Ed25519PrivateKey, *, message: bytes | None = None) -> None:
+        """Add a signature of what was published, or one of another message, to the manifest."""
+        core_line, keys_line, _ = self.lines
+        signed = b"encpipe/1 core\0" + hashlib.sha256(core_line).digest() if message is None else message
+        signer = "ed25519:" + aead.to_text(key.public_key().public_bytes_raw())
+        self.tags["signatures"].append({"signer": signer, "signature": aead.to_text(key.sign(signed))})
         self.set_lines(core_line, keys_line, dumps(self.tags))
 
     def set_lines(self, *lines: bytes) -> None:

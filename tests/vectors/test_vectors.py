@@ -27,7 +27,9 @@ def _case(name: str) -> tuple[dict[str, Any], str]:
 @contextmanager
 def _reader(case: dict[str, Any]) -> Iterator[Config]:
     with keyring_config(FOLDER, case["reader"]["keyring"]) as keyring:
-        yield Config(keyring=keyring, trust=TrustConfig(tuple(case["reader"]["trust"])))
+        reader = case["reader"]
+        trust = TrustConfig(tuple(reader["trust"]), tuple(reader.get("signers", ())))
+        yield Config(keyring=keyring, trust=trust)
 
 
 def _outcome(error: EncpipeError) -> dict[str, str]:
