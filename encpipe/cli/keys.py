@@ -1,4 +1,4 @@
-"""`encpipe keys ...`: the master keys of the local keyring."""
+"""`encpipe keys ...`: the master keys of the local keyring, and signing keys."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Protect = Annotated[
 
 @app.callback(invoke_without_command=True)
 def keys(ctx: typer.Context) -> None:
-    """Make, list and save the master keys of the local keyring.
+    """Make, list and save the master keys of the local keyring, and keys to sign with.
 
     Master keys of other key services are made and rotated there.
     """
@@ -79,7 +79,7 @@ def rotate(name: Name, config: opt.ConfigFile = None, json: opt.Json = False) ->
     ring = _keyring(config)
     version = ring.rotate(name)
     note = (
-        "the new version wraps the keys of new datasets; those that are there stay under the one before. "
+        "the new version wraps the keys of new datasets; those that are there: encpipe rewrap URL. "
         "Next: encpipe keys backup FILE, since earlier copies of the keyring lack the new version"
     )
     _show_version(ring, name, version, json=json, note=note)
@@ -191,6 +191,51 @@ def passphrase(
     if protect != "prompt":
         parts.append(Note(f'now set in the configuration: keyring.unlock = "{opt.unlock_form(protect)}"'))
     make_output(json=json).result({"keyring": str(ring.path), "protect": protect}, lambda: parts)
+
+
+@app.command("create-signer", cls=with_examples("encpipe keys create-signer ~/keys/signing.pem"))
+def create_signer(file: NewFile, json: opt.Json = False) -> None:
+    """Make a key to sign datasets with (Ed25519), in a file of its own.
+
+    Whoever has the file signs in your name: keep a copy of it elsewhere, and no copy with the data.
+    """
+    from encpipe.signing import create_key_file
+
+    file = file.expanduser().absolute()
+    signer = create_key_file(file)
+    parts: list[Part] = [
+        Facts([("signing key", str(file)), ("signer", signer)]),
+        Note("writers set signing.key_file to the file; readers and writers add the signer to trust.signers"),
+    ]
+    make_output(json=json).result({"file": str(file), "signer": signer}, lambda: parts)
+
+
+@app.command(
+    "show-signer", cls=with_examples("encpipe keys show-signer\nencpipe keys show-signer signing.pem")
+)
+def show_signer(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="Default: signing.key_file.", show_default=False),
+    ] = None,
+    config: opt.ConfigFile = None,
+    json: opt.Json = False,
+) -> None:
+    """Show the public name of a signing key, as trust.signers wants it."""
+    from encpipe.config import load_config
+    from encpipe.errors import ConfigError
+    from encpipe.signing import SigningKey
+
+    path = file or load_config(config).signing.key_file
+    if path is None:
+        raise ConfigError(
+            "the configuration names no key to sign with",
+            hint="name its file, or make one with: encpipe keys create-signer FILE",
+            code="config-missing",
+        )
+    signer = SigningKey.load(path).signer
+    facts = Facts([("signing key", str(path)), ("signer", signer)])
+    make_output(json=json).result({"file": str(path), "signer": signer}, lambda: [facts])
 
 
 def _keyring(config: Path | None, ask: AskPassphrase | None = None) -> KeyringFile:
