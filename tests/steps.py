@@ -15,6 +15,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ from pyarrow import fs
 
 import encpipe.access
 import encpipe.export
-from encpipe.storage import ObjectInfo, Storage, open_storage
+from encpipe.storage import ObjectInfo, OldVersion, Storage, UnfinishedUpload, open_storage
 
 ID = re.compile(r"[0-9a-f]{32}")
 
@@ -97,6 +98,12 @@ class Stepping(Storage):
         self._log.step("list", prefix)
         return self._inner.list(prefix)
 
+    def old_versions(self, prefix: str = "") -> Iterator[OldVersion]:
+        return self._inner.old_versions(prefix)
+
+    def read_version(self, old: OldVersion, *, limit: int) -> bytes:
+        return self._inner.read_version(old, limit=limit)
+
     def create(self, path: str, data: bytes) -> None:
         self._log.step("create", path)
         self._inner.create(path, data)
@@ -129,6 +136,19 @@ class Stepping(Storage):
         with self._inner.hold(path):
             yield
             self._log.step("release", path)
+
+    def is_held(self, path: str) -> bool:
+        return self._inner.is_held(path)
+
+    def now(self) -> datetime:
+        return self._inner.now()
+
+    def unfinished_uploads(self) -> Iterator[UnfinishedUpload]:
+        return self._inner.unfinished_uploads()
+
+    def drop_upload(self, upload: UnfinishedUpload) -> None:
+        self._log.step("drop_upload", upload.path)
+        self._inner.drop_upload(upload)
 
     def close(self) -> None:
         self._inner.close()

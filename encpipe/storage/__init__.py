@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from encpipe.config import Config
 from encpipe.errors import ConfigError
-from encpipe.storage.base import ObjectInfo, Storage
+from encpipe.storage.base import ObjectInfo, OldVersion, Storage, UnfinishedUpload
 
 SCHEMES: Final[Mapping[str, str]] = {
     "file": "encpipe.storage.local:LocalStorage",
@@ -17,7 +17,7 @@ SCHEMES: Final[Mapping[str, str]] = {
 }
 """URL scheme -> module:class; each is made with (url, options, config)."""
 
-__all__ = ["SCHEMES", "ObjectInfo", "Storage", "open_storage"]
+__all__ = ["SCHEMES", "ObjectInfo", "OldVersion", "Storage", "UnfinishedUpload", "open_storage"]
 
 
 def open_storage(url: str, *, config: Config, options: Mapping[str, Any] | None = None) -> Storage:

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import BinaryIO, Final
 
 import pyarrow as pa
@@ -28,6 +28,24 @@ class ObjectInfo:
     path: str
     size: int
     modified: datetime
+
+
+@dataclass(frozen=True)
+class UnfinishedUpload:
+    """An upload that was neither finished nor dropped: the path it is for, its start by the storage's clock
+    (UTC), and the storage's own name of it."""
+
+    path: str
+    started: datetime
+    id: str
+
+
+@dataclass(frozen=True)
+class OldVersion:
+    """What an object held before it was replaced or deleted: path below the dataset, id of the version."""
+
+    path: str
+    version: str
 
 
 class Storage(ABC):
@@ -75,6 +93,17 @@ class Storage(ABC):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """All objects whose path starts with `prefix` (a folder path ending in "/", or ""), in path order."""
 
+    def old_versions(self, prefix: str = "") -> Iterator[OldVersion]:  # noqa: ARG002 - most keep none
+        """The versions that were replaced or deleted and are still there, where the storage keeps any.
+
+        Raises `StorageError` `storage-denied` where they may not be listed.
+        """
+        return iter(())
+
+    def read_version(self, old: OldVersion, *, limit: int) -> bytes:
+        """What that version holds. Raises `StorageError` `not-found` when it is gone."""
+        return self.read(old.path, limit=limit)
+
     @abstractmethod
     def create(self, path: str, data: bytes) -> None:
         """Make a new object, durable on return. Raises `StorageError` `exists` when there is one."""
@@ -117,6 +146,21 @@ class Storage(ABC):
         on kill -9: at once on a local disk, after the lease time elsewhere. `path` is an object of its own,
         gone afterwards. A lease may be lost in an outage; the block goes on, and the commit decides.
         """
+
+    @abstractmethod
+    def is_held(self, path: str) -> bool:
+        """Whether a live owner holds `path` now. Changes nothing."""
+
+    def now(self) -> datetime:
+        """The time (UTC) by the clock of `ObjectInfo.modified`; never ahead of it."""
+        return datetime.now(UTC)
+
+    def unfinished_uploads(self) -> Iterator[UnfinishedUpload]:
+        """Uploads that were begun and neither finished nor dropped, live ones included."""
+        return iter(())
+
+    def drop_upload(self, upload: UnfinishedUpload) -> None:  # noqa: B027 - most back ends have no uploads
+        """Remove what an upload left; none there is no error. Its writer, if alive, gets an error."""
 
     def close(self) -> None:  # noqa: B027 - most back ends have nothing to release
         """Release connections. The storage is not used afterwards."""

@@ -155,6 +155,14 @@ class LocalStorage(Storage):
                 posix.remove_and_unlock(place, fd)
                 posix.prune_folders(place.parent, self._root)
 
+    def is_held(self, path: str) -> bool:
+        with self._mapped(path):
+            return posix.is_locked(self._place(path))
+
+    def now(self) -> datetime:
+        """By the clock of the file system, which a server may keep."""
+        return datetime.fromtimestamp(posix.clock(self._root / "_encpipe"), UTC)
+
     def _place(self, path: str) -> Path:
         """Where `path` lies; raises when a folder on the way is a link that leaves the dataset."""
         place = self._root

@@ -139,6 +139,10 @@ class MemoryStorage(Storage):
             with _lock:
                 _held.discard(key)
 
+    def is_held(self, path: str) -> bool:
+        with _lock:
+            return self._key(path) in _held
+
     def _key(self, path: str) -> str:
         return self._root + check_path(path)
 

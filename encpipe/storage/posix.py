@@ -8,6 +8,7 @@ import fcntl
 import io
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -249,3 +250,30 @@ def remove_and_unlock(path: Path, fd: int) -> None:
                 path.unlink()
     finally:
         unlock(fd)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether someone has the lock at `path`. Makes no file, and has the lock only while it looks."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def clock(folder: Path) -> float:
+    """Seconds since the epoch, by the clock of the file system that `folder` lies on.
+
+    This machine's where no file can be made in it: then nothing in it can be removed either.
+    """
+    try:
+        with tempfile.TemporaryFile(prefix=TEMP_PREFIX, dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any, BinaryIO, Final, cast
 
@@ -22,7 +22,8 @@ from pyarrow import fs
 
 from encpipe.config import Config
 from encpipe.errors import ConfigError, ConflictError, EncpipeError, StorageError
-from encpipe.storage.base import ObjectInfo, Storage
+from encpipe.storage import s3_stale
+from encpipe.storage.base import ObjectInfo, OldVersion, Storage, UnfinishedUpload
 from encpipe.storage.paths import (
     MAX_COMMITTED_BYTES,
     check_new_path,
@@ -100,6 +101,26 @@ class S3Storage(Storage):
             ]
         found.sort(key=attrgetter("path"))  # some servers list folder by folder
         yield from found
+
+    def old_versions(self, prefix: str = "") -> Iterator[OldVersion]:
+        """As the contract has it. Needs `s3:ListBucketVersions`; the bucket may never have kept any."""
+        objects = self._objects
+        start = len(objects.root)
+        with objects.mapped(prefix):
+            pages = objects.client.get_paginator("list_object_versions").paginate(
+                Bucket=objects.bucket, Prefix=objects.root + check_prefix(prefix)
+            )
+            found = [
+                OldVersion(entry["Key"][start:], entry["VersionId"])
+                for page in pages
+                for entry in page.get("Versions", ())
+                if not entry["IsLatest"]
+            ]
+        yield from found
+
+    def read_version(self, old: OldVersion, *, limit: int) -> bytes:
+        """As the contract has it. Needs `s3:GetObjectVersion`."""
+        return self._objects.get(_key(old.path), limit=limit, version=old.version).data
 
     def create(self, path: str, data: bytes) -> None:
         with self._new(path) as condition:
@@ -202,6 +223,19 @@ class S3Storage(Storage):
             yield
         finally:
             lease.release()
+
+    def is_held(self, path: str) -> bool:
+        return Lease(self._objects, _key(path), self._conditions).is_live()
+
+    def now(self) -> datetime:
+        return s3_stale.now(self._objects)
+
+    def unfinished_uploads(self) -> Iterator[UnfinishedUpload]:
+        """As the contract has it. Needs `s3:ListBucketMultipartUploads`."""
+        yield from s3_stale.unfinished(self._objects)
+
+    def drop_upload(self, upload: UnfinishedUpload) -> None:
+        s3_stale.drop(self._objects, upload)
 
     def close(self) -> None:
         self._connection.client.close()

@@ -53,6 +53,11 @@ class Lease:
             raise self._locked(None) from None
         self._thread.start()
 
+    def is_live(self) -> bool:
+        """Whether an owner renewed it within `LEASE_SECONDS`."""
+        found = self._objects.find(self._path, limit=_MAX_BYTES)
+        return found is not None and found.age < self._lease
+
     def release(self) -> None:
         """Stop renewing and remove the lease if it is still ours."""
         self._stop.set()

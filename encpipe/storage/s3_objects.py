@@ -50,6 +50,12 @@ class Address(TypedDict):
     Key: str
 
 
+class Version(TypedDict, total=False):
+    """Which version of an object is meant; empty for the newest."""
+
+    VersionId: str
+
+
 class Condition(TypedDict, total=False):
     """What must hold for a write: `{"IfNoneMatch": "*"}`, `{"IfMatch": etag}`, or nothing."""
 
@@ -111,24 +117,25 @@ class Objects:
             return False
         return True
 
-    def find(self, path: str, *, limit: int) -> Found | None:
+    def find(self, path: str, *, limit: int, version: str = "") -> Found | None:
         """The whole object, its length checked, or None. Raises `StorageError` beyond `limit` bytes."""
         with self.mapped(path):
             for _ in range(READ_ATTEMPTS - 1):
                 with contextlib.suppress(*_BROKEN_BODY):
-                    return self._find(path, limit)
-            return self._find(path, limit)
+                    return self._find(path, limit, version)
+            return self._find(path, limit, version)
 
-    def get(self, path: str, *, limit: int) -> Found:
+    def get(self, path: str, *, limit: int, version: str = "") -> Found:
         """Like `find`, but raises `StorageError` `not-found` when there is no object."""
-        found = self.find(path, limit=limit)
+        found = self.find(path, limit=limit, version=version)
         if found is None:
             raise absent(path, self.url)
         return found
 
-    def _find(self, path: str, limit: int) -> Found | None:
+    def _find(self, path: str, limit: int, version: str) -> Found | None:
+        which: Version = {"VersionId": version} if version else {}
         try:
-            answer = self.client.get_object(**self.at(path))
+            answer = self.client.get_object(**self.at(path), **which)
         except ClientError as error:
             if is_absent(error):
                 return None
@@ -204,5 +211,11 @@ class Objects:
 def _age(answer: Any) -> float:
     """Seconds since the last change, both times by the server's clock."""
     modified: datetime = answer["LastModified"]
+    date = server_date(answer)
+    return (date - modified).total_seconds() if date else 0.0
+
+
+def server_date(answer: Any) -> datetime | None:
+    """When the server answered, by its own clock, cut to the second."""
     date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-    return (parsedate_to_datetime(date) - modified).total_seconds() if date else 0.0
+    return parsedate_to_datetime(date) if date else None

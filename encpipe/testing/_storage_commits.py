@@ -127,6 +127,20 @@ class CommitContract:
         with second.hold(OWNER), expect("locked"), first.hold(OWNER):
             pytest.fail("two owners")
 
+    def test_who_looks_whether_there_is_an_owner_changes_nothing(
+        self, make_storage: Callable[[], Storage]
+    ) -> None:
+        first, second = make_storage(), make_storage()
+        assert not second.is_held(OWNER)
+        assert self.paths(second) == []
+        with first.hold(OWNER):
+            for _ in range(2):
+                assert all(storage.is_held(OWNER) for storage in (first, second))
+            with expect("locked"), second.hold(OWNER):
+                pytest.fail("two owners")
+        assert not second.is_held(OWNER)
+        assert self.paths(second) == []
+
     def test_ownership_ends_with_an_error_and_leaves_nothing(self, storage: Storage) -> None:
         def fail() -> None:
             with storage.hold(OWNER):

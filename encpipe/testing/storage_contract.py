@@ -9,6 +9,7 @@ class TestMyStorage(StorageContract):
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -209,6 +210,23 @@ class StorageContract(CommitContract):
         assert found.modified.utcoffset() == timedelta(0)
         assert abs(datetime.now(UTC) - found.modified) < CLOCK_SLACK
 
+    def test_its_clock_is_that_of_its_objects(self, storage: Storage) -> None:
+        assert abs(datetime.now(UTC) - storage.now()) < CLOCK_SLACK
+        storage.create("_encpipe/a", b"")
+        (found,) = storage.list()
+        now = storage.now()
+        assert now.utcoffset() == timedelta(0)
+        assert timedelta(seconds=-2) < now - found.modified < CLOCK_SLACK
+        assert self.paths(storage) == ["_encpipe/a"]
+
+    def test_what_was_finished_or_broken_off_is_no_unfinished_upload(self, storage: Storage) -> None:
+        with contextlib.suppress(ValueError), storage.create_file("data/x") as stream:
+            stream.write(bytes(40 << 20))
+            raise ValueError
+        with storage.create_file("data/y") as stream:
+            stream.write(bytes(40 << 20))
+        assert list(storage.unfinished_uploads()) == []
+
     def test_nothing_is_listed_where_nothing_was_written(self, storage: Storage) -> None:
         assert self.paths(storage) == []
 
@@ -250,6 +268,7 @@ class StorageContract(CommitContract):
             storage.open_input,
             storage.arrow_path,
             storage.delete,
+            storage.is_held,
         )
         for path in ESCAPES:
             self.refuses_to_make(storage, path)
