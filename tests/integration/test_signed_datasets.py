@@ -214,14 +214,15 @@ def test_a_signed_write_that_was_stopped_goes_on(
     team.plain.check_whole()
 
 
+@pytest.mark.parametrize("finished", [0, 1])
 @pytest.mark.parametrize("began", ["unsigned", "by another signer"])
 def test_a_signer_does_not_go_on_with_what_others_began(
-    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, began: str
+    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, began: str, finished: int
 ) -> None:
     """Whoever holds the footer key could else leave a stopped write with files of his own."""
     source = save(tmp_path / "new", people(), people(10))
     other = team.plain if began == "unsigned" else team.signing("bob")
-    stop(monkeypatch, lambda: other.write(source, workers=1), "create_file", 2)
+    stop(monkeypatch, lambda: other.write(source, workers=1), "create_file", finished + 1)
     assert "--restart" in refused(lambda: team.signer.write(source, workers=1)).hint
     report = team.signer.write(source, workers=1, restart=True)
     assert report.resumed_files == 0
