@@ -50,6 +50,8 @@ CODES: Final[dict[str, str]] = {
     "policy-column-name": "PyArrow cannot encrypt a column of this name",
     "policy-strict": "strict is on and a column is not named",
     "policy-weaker": "an overwrite would put a column of a column key under the footer key",
+    "last-wrapping": "without this master key nobody could open the data any more",
+    "no-wrapping": "the master key opens no key of this key name",
     "untrusted-key": "a dataset names a master key that the configuration does not trust",
     "insecure-transport": "a plain connection to a host that is not loopback",
     "untrusted-certificate": "a server shows a certificate that no configured CA vouches for",
@@ -66,6 +68,7 @@ CODES: Final[dict[str, str]] = {
     "key-denied": "the key service refuses this key to this identity",
     "key-not-found": "the key service does not have this key",
     "key-disabled": "the key exists and is disabled or pending deletion",
+    "pin-locked": "the PIN of a token is locked, or the next wrong one would lock it",
     "passphrase-wrong": "the passphrase or key file does not open the keyring",
     "shredded": "the key was destroyed on purpose",
     # IntegrityError
@@ -85,6 +88,7 @@ CODES: Final[dict[str, str]] = {
     "file-damaged": "a file of the dataset cannot be decrypted or decoded",
     "file-foreign": "a file holds a column sealed under a key the writer did not commit to",
     "keyring-damaged": "the keyring file is damaged or edited",
+    "audit-chain": "lines of an audit log were edited, removed or moved",
     "signature": "a signature is missing or wrong",
     "stale": "another or an older dataset than the one pinned",
     "format": "not an encpipe dataset, or not well formed",
@@ -98,6 +102,7 @@ CODES: Final[dict[str, str]] = {
     "conditional-writes": "this storage cannot refuse a concurrent commit",
     "conflict": "another writer committed first",
     "locked": "another live writer owns this journal",
+    "audit": "the audit log did not take a line, so the operation was refused",
 }
 
 
@@ -180,9 +185,13 @@ class KmsError(EncpipeError):
 
 
 class KmsUnavailableError(KmsError):
-    """Outage, throttling or a passed deadline. Trying later may help."""
+    """Outage, throttling or a passed deadline. Trying later may help.
+
+    `retry_after` is how many seconds the service asks to be left alone; 0 where it does not say.
+    """
 
     default_code = "kms-unavailable"
+    retry_after: float = 0.0
 
 
 class KeyAccessDeniedError(KmsError):

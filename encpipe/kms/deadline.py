@@ -45,8 +45,8 @@ class _Call(Generic[Answer]):
             try:
                 return self.attempt()
             except KmsUnavailableError as error:
-                self.error = error
-            delay = draw.uniform(0.5, 1) * min(FIRST_DELAY * 2**tried, MAX_DELAY)
+                self.error, asked = error, error.retry_after
+            delay = max(draw.uniform(0.5, 1) * min(FIRST_DELAY * 2**tried, MAX_DELAY), asked)
             if tried + 1 == MAX_ATTEMPTS or time.monotonic() + delay > self.ends or self.over.wait(delay):
                 break
         assert self.error is not None
@@ -56,9 +56,10 @@ class _Call(Generic[Answer]):
 def call_within(seconds: float, service: str, attempt: Callable[[], Answer]) -> Answer:
     """What `attempt` returns, tried up to `MAX_ATTEMPTS` times while it raises `KmsUnavailableError`.
 
-    Every other error passes through at once. After `seconds` in all it raises `KmsUnavailableError`, whatever
-    the attempt is stuck in (name resolution, a server that sends one byte a second, a credential process);
-    for that the attempts run in a thread of their own, which is left behind. `service` is for the message.
+    Every other error passes through at once. The next try waits for the error's `retry_after`, and there is
+    none if that ends too late. After `seconds` in all it raises `KmsUnavailableError`, whatever the attempt
+    is stuck in (name resolution, a server that sends one byte a second, a credential process); for that the
+    attempts run in a thread of their own, which is left behind. `service` is for the message.
     """
     call = _Call(attempt, time.monotonic() + seconds)
     threading.Thread(target=call.run, name="encpipe-kms", daemon=True).start()

@@ -10,6 +10,7 @@ import datetime as dt
 import ipaddress
 import ssl
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -70,10 +71,12 @@ class CertificateAuthority:
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         return cls(folder, cert, key)
 
-    def server(self, *, expired: bool = False, wrong_host: bool = False) -> IssuedCertificate:
-        """A server certificate for 127.0.0.1 and localhost, or one that a client must refuse."""
-        names = WRONG_HOST if wrong_host else LOOPBACK
-        return self._issue("server", ExtendedKeyUsageOID.SERVER_AUTH, names, expired=expired)
+    def server(
+        self, *, expired: bool = False, wrong_host: bool = False, names: Sequence[str] = ()
+    ) -> IssuedCertificate:
+        """A server certificate for 127.0.0.1, localhost and these names, or one that a client must refuse."""
+        hosts = WRONG_HOST if wrong_host else (*LOOPBACK, *map(x509.DNSName, names))
+        return self._issue("server", ExtendedKeyUsageOID.SERVER_AUTH, hosts, expired=expired)
 
     def client(self, name: str = "test client", *, expired: bool = False) -> IssuedCertificate:
         return self._issue(name, ExtendedKeyUsageOID.CLIENT_AUTH, (), expired=expired)

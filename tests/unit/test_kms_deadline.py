@@ -98,3 +98,27 @@ def test_no_attempt_starts_that_would_start_after_the_deadline(monkeypatch: pyte
     with pytest.raises(KmsUnavailableError, match="throttled"):
         call_within(20, "service", flaky)
     assert flaky.calls == 1
+
+
+def busy(seconds: float) -> Callable[[], EncpipeError]:
+    def make() -> EncpipeError:
+        error = KmsUnavailableError("throttled", hint="later")
+        error.retry_after = seconds
+        return error
+
+    return make
+
+
+def test_a_service_is_left_alone_for_as_long_as_it_asks() -> None:
+    flaky, start = Flaky(1, busy(0.2)), time.monotonic()
+    assert call_within(30, "service", flaky) == "answer"
+    assert 0.2 <= time.monotonic() - start < 10
+    assert flaky.calls == 2
+
+
+def test_a_service_that_asks_for_more_than_is_left_is_not_tried_again() -> None:
+    flaky, start = Flaky(1, busy(60)), time.monotonic()
+    with pytest.raises(KmsUnavailableError, match="throttled"):
+        call_within(30, "service", flaky)
+    assert time.monotonic() - start < 10
+    assert flaky.calls == 1
