@@ -1,0 +1,246 @@
+"""Master keys in Azure Managed HSM, by the REST interface that it shares with Key Vault.
+
+    azure-kv:https://NAME.managedhsm.azure.net/keys/KEY
+
+The key is a symmetric one of 256 bits (`oct-HSM`). Permissions needed on it, for the algorithm A256GCM:
+`encrypt` to wrap (writers, re-wrap, grant), `decrypt` to unwrap (readers and writers); for A256KW: `wrap` and
+`unwrap`. Nothing else is called, and each wrap and unwrap is one call. RSA keys are refused: whoever has the
+public half of one could forge a wrapping.
+
+The table `kms.azure-kv` of the configuration holds `algorithm` (`A256GCM`; `A256KW` where a role allows no
+more than wrap and unwrap), `credential` (one of `CREDENTIALS`), `client_id` (of a managed or workload
+identity), `authority` (Entra ID of another cloud), and in seconds `connect_timeout`, `read_timeout` (of one
+attempt) and `deadline` (of a call with all its attempts). Credentials are found and renewed by azure-identity.
+
+A wrapping names the key's URI without a version, as it is trusted, and beside it the version that wrapped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+from encpipe import transport
+from encpipe.config import TlsConfig
+from encpipe.errors import ConfigError, EncpipeError, KmsError, MissingExtraError, UnwrapError
+from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, utc_now
+from encpipe.kms.azure_wrapping import ALGORITHMS, Algorithm, Answer, Ask, algorithm_of
+from encpipe.kms.base import KmsSettings
+from encpipe.kms.deadline import call_within
+from encpipe.perprocess import PerProcess
+
+if TYPE_CHECKING:
+    from encpipe.kms.azure_client import Connections
+
+SCHEME: Final = "azure-kv"
+TABLE: Final = f"kms.{SCHEME}"
+MAX_SECONDS: Final = 3600.0
+
+CREDENTIALS: Final = ("default", "environment", "workload-identity", "managed-identity", "cli")
+"""What azure-identity may use: its whole chain, or one credential and no other."""
+WITH_CLIENT_ID: Final = ("default", "workload-identity", "managed-identity")
+
+KEY: Final = re.compile(
+    r"https://[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::[0-9]{1,5})?/keys/[A-Za-z0-9-]{1,127}"
+)
+VERSION: Final = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class AzureKvTable:
+    """The table `kms.azure-kv`. Times are seconds."""
+
+    algorithm: str = "A256GCM"
+    credential: str = "default"
+    client_id: str | None = None
+    authority: str | None = None
+    connect_timeout: float = 5.0
+    read_timeout: float = 10.0
+    deadline: float = 20.0
+
+    @classmethod
+    def parse(cls, table: Mapping[str, Any]) -> AzureKvTable:
+        """Raises `ConfigError`, code `config-unknown-key` for a key that is not one of these."""
+        known = cls.__dataclass_fields__
+        for key, value in table.items():
+            if key not in known:
+                raise ConfigError(
+                    f"the table {TABLE!r} has an unknown key {key!r}",
+                    hint=f"known keys: {', '.join(known)}",
+                    code="config-unknown-key",
+                )
+            if "str" in str(known[key].type):
+                _check_text(key, value)
+            else:
+                _check_seconds(key, value)
+        made = cls(**table)
+        _check_one_of("algorithm", made.algorithm, tuple(ALGORITHMS))
+        _check_one_of("credential", made.credential, CREDENTIALS)
+        if made.client_id is not None and made.credential not in WITH_CLIENT_ID:
+            raise ConfigError(
+                f"{TABLE}.client_id means nothing to the credential {made.credential!r}",
+                hint=f"leave it away, or choose credential from {', '.join(WITH_CLIENT_ID)}",
+            )
+        if made.authority is not None and not made.authority.startswith("https://"):
+            raise ConfigError(f"{TABLE}.authority is not an https URL", hint='write "https://HOST"')
+        return made
+
+
+@dataclass(frozen=True)
+class AzureKey:
+    """One key of a Managed HSM. Nothing of it is looked up before the first wrap or unwrap."""
+
+    uri: str
+    _service: AzureKms = field(repr=False)
+
+    @property
+    def binds_context(self) -> bool:
+        """True with A256GCM. With A256KW the KEK is wrapped together with a hash of the context."""
+        return self._service.algorithm.binds_context
+
+    def wrap(self, kek: Secret, *, aad: KeyContext) -> WrappedKey:
+        """One call of `encrypt` or `wrapkey` on the newest version of the key.
+
+        Raises `KmsError` when the service answers for another key than the one asked for.
+        """
+        if len(kek) != KEY_BYTES:
+            raise ValueError(f"a KEK has {KEY_BYTES} bytes")
+        algorithm = self._service.algorithm
+        ask = Ask(self.uri, algorithm.wrap_with, "", algorithm.name, algorithm.to_wrap(kek, aad))
+        answer = self._service.call(ask)
+        try:
+            blob = algorithm.blob(answer.fields)
+        except ValueError:
+            blob = b""
+        version = self._version(answer.kid)
+        if not version or not blob:
+            raise KmsError(
+                f"asked to wrap under {self.uri}, the service answered for another key, or with no wrapping",
+                hint="check the URI: this is not how a Managed HSM answers",
+            )
+        return WrappedKey(self.uri, blob, version=version, created=utc_now())
+
+    def unwrap(self, wrapped: WrappedKey, *, aad: KeyContext) -> Secret:
+        """One call of `decrypt` or `unwrapkey`, whichever fits the wrapping, on the version that made it.
+
+        Raises `UnwrapError` also, and before any call, when the wrapping names another key or cannot be one
+        of this service's.
+        """
+        algorithm = algorithm_of(wrapped.blob)
+        if wrapped.master_key != self.uri or algorithm is None or not VERSION.fullmatch(wrapped.version):
+            raise UnwrapError(
+                f"a wrapping by {wrapped.master_key[:200]!r} cannot open under {self.uri}",
+                hint="it was changed, or belongs to another master key",
+            )
+        fields = algorithm.to_unwrap(wrapped.blob, aad)
+        ask = Ask(self.uri, algorithm.unwrap_with, wrapped.version, algorithm.name, fields)
+        answer = self._service.call(ask)
+        if self._version(answer.kid) != wrapped.version:
+            raise UnwrapError(
+                f"asked to unwrap under {self.uri}, the service answered for another key or version",
+                hint="check the URI: this is not how a Managed HSM answers",
+            )
+        return algorithm.kek(answer.fields, aad, uri=self.uri)
+
+    def _version(self, kid: str) -> str:
+        """The version that a key id names; empty when it is not of this key."""
+        key, _, version = kid.rpartition("/")
+        same = f"{SCHEME}:{key}".lower() == self.uri.lower()  # Azure's names are, too
+        return version if same and VERSION.fullmatch(version) else ""
+
+
+class AzureKms:
+    """The key service of `azure-kv:` URIs. Makes its clients on first use; safe to use from several threads.
+
+    Each call ends within `deadline` seconds, and is tried again within them where that can help, not before
+    the service's Retry-After has passed. Raises `ConfigError` for a wrong table. A forked child opens
+    connections of its own.
+    """
+
+    def __init__(self, settings: KmsSettings) -> None:
+        self.table = AzureKvTable.parse(settings.table)
+        self.algorithm: Algorithm = ALGORITHMS[self.table.algorithm]
+        self._tls = settings.tls
+        self._process = PerProcess(_Process(), _Process.inherited)
+        if self.table.authority is not None:
+            transport.check_endpoint(self.table.authority, self._tls)
+
+    def master_key(self, uri: str) -> MasterKey:
+        """The key of this URI. Raises `ConfigError` for a malformed URI; no network call."""
+        scheme, _, key = uri.partition(":")
+        if scheme != SCHEME or not KEY.fullmatch(key):
+            raise ConfigError(
+                f"{uri[:300]!r} is not the URI of an Azure key",
+                hint="azure-kv:https://NAME.managedhsm.azure.net/keys/KEY, without a version",
+            )
+        return AzureKey(uri, self)
+
+    def trusts(self, uri: str) -> bool:  # noqa: ARG002  # the contract's signature
+        """False: only the configuration says which Azure keys are trusted."""
+        return False
+
+    def call(self, ask: Ask) -> Answer:
+        """What the service answers, with retries, deadline and the error tree."""
+        _import("azure.identity")
+        _import("azure.keyvault.keys")
+        errors = _import("encpipe.kms.azure_errors")
+        connections = self._process.get().connect(self.table, self._tls)
+
+        def attempt() -> Answer:
+            try:
+                return connections.send(ask)
+            except Exception as error:  # noqa: BLE001  # mapped whole: no SDK error may leave
+                failed: EncpipeError = errors.from_sdk(error, ask)
+            raise failed  # outside the handler: the SDK's error may hold a key, so it is not even the context
+
+        return call_within(self.table.deadline, ask.service, attempt)
+
+
+class _Process:
+    """The connections of one process, made on first use. A forked child makes its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connections: Connections | None = None
+
+    def inherited(self) -> _Process:
+        return _Process()
+
+    def connect(self, table: AzureKvTable, tls: TlsConfig) -> Connections:
+        with self._lock:
+            if self._connections is None:
+                self._connections = _import("encpipe.kms.azure_client").Connections(table, tls)
+            return self._connections
+
+
+def _import(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"Azure Managed HSM needs the package {error.name}", hint="pip install 'encpipe[azure]'"
+        ) from None
+
+
+def _check_text(key: str, value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{TABLE}.{key} is not a text", hint=f'write {key} = "..."')
+
+
+def _check_one_of(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{TABLE}.{key} is unknown: {value[:60]!r}", hint=f"known: {', '.join(known)}")
+
+
+def _check_seconds(key: str, value: object) -> None:
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+    if not 0 < number <= MAX_SECONDS:
+        raise ConfigError(
+            f"{TABLE}.{key} is not a number of seconds",
+            hint=f"write a number above 0 and up to {MAX_SECONDS:g}",
+        )
