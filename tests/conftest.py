@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from servers.aws import Kms, MotoServer, RotoServer
 from servers.ca import CertificateAuthority
+from servers.gcpkms import Gcp, GcpServer
 from servers.seaweed import Seaweed, SeaweedServer
 from servers.shared import Run
 
@@ -82,4 +83,18 @@ def moto_kms_tls(server_run: Run, ca: CertificateAuthority) -> Kms:
     """moto over https with a certificate of `ca`."""
     return server_run.server(
         "moto-tls", Kms, lambda owner, parent: MotoServer(ca, owner_pid=owner, parent=parent)
+    )
+
+
+@pytest.fixture(scope="session")
+def gcp_kms(server_run: Run) -> Gcp:
+    """A fake of Google Cloud KMS."""
+    return server_run.server("gcpkms", Gcp, lambda owner, parent: GcpServer(owner_pid=owner, parent=parent))
+
+
+@pytest.fixture(scope="session")
+def gcp_kms_tls(server_run: Run, ca: CertificateAuthority) -> Gcp:
+    """The same over https with a certificate of `ca`."""
+    return server_run.server(
+        "gcpkms-tls", Gcp, lambda owner, parent: GcpServer(ca, owner_pid=owner, parent=parent)
     )

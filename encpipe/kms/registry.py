@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 BACKENDS: Final[Mapping[str, str]] = {
     "local": "encpipe.kms.local:LocalKms",
     "aws-kms": "encpipe.kms.aws:AwsKms",
+    "gcp-kms": "encpipe.kms.gcp:GcpKms",
 }
 """URI scheme -> module:class. Third parties register under the entry point group `encpipe.kms`."""
 

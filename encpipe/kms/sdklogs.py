@@ -8,7 +8,13 @@ import threading
 from collections.abc import Iterator
 from typing import Final
 
-LOGGERS_WITH_BODIES: Final = ("botocore.endpoint", "botocore.parsers")
+LOGGERS_WITH_BODIES: Final = (
+    "botocore.endpoint",
+    "botocore.parsers",
+    "google.auth.transport.requests",
+    "google.cloud.kms_v1.services.key_management_service.client",
+    "google.cloud.kms_v1.services.key_management_service.transports.rest",
+)
 
 
 class _NoBodies(logging.Filter):
@@ -27,7 +33,7 @@ _NO_BODIES: Final = _NoBodies()
 
 @contextlib.contextmanager
 def without_bodies() -> Iterator[None]:
-    """Within the block, in this thread, botocore logs no request and no answer. Not to be nested."""
+    """Within the block, in this thread, an SDK logs no request and no answer. Not to be nested."""
     for name in LOGGERS_WITH_BODIES:
         logging.getLogger(name).addFilter(_NO_BODIES)  # adding it again does nothing
     _NO_BODIES.thread.inside = True

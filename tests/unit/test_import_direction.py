@@ -46,6 +46,8 @@ ONLY_HERE = {
     "torch": ("torch",),
     "boto3": ("kms.aws", "storage", "sources"),
     "botocore": ("kms.aws", "storage", "sources", "transport"),
+    "google": ("kms.gcp",),
+    "google_crc32c": ("kms.gcp",),
     "typer": ("cli",),
     "rich": ("cli", "torch.bar"),
 }
