@@ -209,11 +209,14 @@ def same_shape(one: FileList | Contents, other: FileList | Contents) -> bool:
 
 
 def rebased(target: Target, current: State) -> Target:
-    """The target on top of another base. Raises `ConflictError` when keys or policy changed meanwhile."""
+    """The target on top of another base, with its own new KEKs.
+
+    Raises `ConflictError` when keys or policy changed meanwhile.
+    """
     base = target.base
+    assert base is not None
     same = (
-        base is not None
-        and base.manifest.core.dataset_id == current.manifest.core.dataset_id
+        base.manifest.core.dataset_id == current.manifest.core.dataset_id
         and base.manifest.core.keks == current.manifest.core.keks
         and same_shape(base.files, current.files)
         and _reaches(current.manifest, base.manifest.core.generation)
@@ -223,4 +226,6 @@ def rebased(target: Target, current: State) -> Target:
             "another writer changed the dataset's keys, policy or schema in the meantime",
             hint="nothing was changed; run the command again with --restart",
         )
-    return replace(target, base=current, wrappings=current.manifest.wrappings)
+    new = {record.id for record in target.records if record.state == "active"}
+    made = {kek_id: some for kek_id, some in target.wrappings.items() if kek_id in new}
+    return replace(target, base=current, wrappings={**made, **current.manifest.wrappings})

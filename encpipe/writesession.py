@@ -273,12 +273,21 @@ class WriteSession:
                 job = self._storage, target, self._contents, (*before, *entries), journal.writer_id
                 return commit(*job, sign=self._signing.sign)
             except ConflictError as error:
-                there = journals.still_there(self._storage, journal.writer_id)
-                if self._purpose != "append" or not there:
+                current = self._next_base(journal, target)
+                if current is None:
                     raise
                 self._audit.refuse("encrypt", error, **facts)
-            target = rebased(target, self._load())
+            target = rebased(target, current)
         raise ConflictError(f"other writers were first {MAX_REBASES} times", hint="run the command again")
+
+    def _next_base(self, journal: Journal, target: Target) -> State | None:
+        """What to commit on top of, after someone else was first; None where that would undo his work. A
+        re-wrap, say, or gc leaves the data as it was."""
+        if target.base is None or not journals.still_there(self._storage, journal.writer_id):
+            return None
+        current = self._load()
+        same_data = current.view.digest == target.base.view.digest
+        return current if same_data or self._purpose == "append" else None
 
     def _report(
         self,
