@@ -10,7 +10,7 @@ public half of one could forge a wrapping.
 The table `kms.azure-kv` of the configuration holds `algorithm` (`A256GCM`; `A256KW` where a role allows no
 more than wrap and unwrap), `credential` (one of `CREDENTIALS`), `client_id` (of a managed or workload
 identity), `authority` (Entra ID of another cloud), and in seconds `connect_timeout`, `read_timeout` (of one
-attempt) and `deadline` (of a call with all its attempts). Credentials are found and renewed by azure-identity.
+attempt) and `deadline` (of a call with all its attempts). azure-identity finds and renews credentials.
 
 A wrapping names the key's URI without a version, as it is trusted, and beside it the version that wrapped.
 """

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers.azurekv import ENTRA, HSM_DOMAIN, READER, TENANT, WRITER, FakeAzure, lookup
+from servers.azurekv import AUDIENCE, ENTRA, HSM_DOMAIN, READER, TENANT, WRITER, FakeAzure, Token, lookup
 from servers.ca import CertificateAuthority, IssuedCertificate
 from servers.process import HOST
 
@@ -476,6 +476,48 @@ def test_no_identity_is_a_config_error(
     error = failed(service(credential=credential).master_key(uri), wrapped, ConfigError)
     assert error.code == "config-missing"
     assert credential in error.message
+
+
+@pytest.mark.parametrize("table", [{}, {"client_id": READER[0]}, {"authority": f"https://{ENTRA}"}])
+def test_the_chain_takes_the_environment_first(
+    azure: FakeAzure, service: Callable[..., AzureKms], uri: str, table: dict[str, str]
+) -> None:
+    key = service(credential="default", **table).master_key(uri)
+    assert key.unwrap(key.wrap(KEK, aad=CONTEXT), aad=CONTEXT) == KEK
+    assert azure.logins == [WRITER[0]]
+
+
+def test_who_is_signed_in_at_the_command_line_is_asked_for_once(
+    azure: FakeAzure,
+    service: Callable[..., AzureKms],
+    uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    azure.tokens["token-of-az"] = Token(WRITER[0], AUDIENCE, time.time() + 3600)
+    said = {"accessToken": "token-of-az", "expires_on": int(time.time()) + 3600, "tokenType": "Bearer"}
+    (tmp_path / "az").write_text(f"#!/bin/sh\necho run >> {tmp_path}/runs\necho '{json.dumps(said)}'\n")
+    (tmp_path / "az").chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    key = service(credential="cli").master_key(uri)
+    assert key.unwrap(key.wrap(KEK, aad=CONTEXT), aad=CONTEXT) == KEK
+    assert (tmp_path / "runs").read_text() == "run\n"
+    assert azure.logins == []
+
+
+def test_nobody_signed_in_at_the_command_line(
+    service: Callable[..., AzureKms],
+    uri: str,
+    wrapped: WrappedKey,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "az").write_text("#!/bin/sh\necho \"Please run 'az login' to setup account.\" >&2\nexit 1\n")
+    (tmp_path / "az").chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    error = failed(service(credential="cli").master_key(uri), wrapped, ConfigError)
+    assert error.code == "config-missing"
+    assert "az login" in error.hint
 
 
 def test_a_workload_identity_shows_the_file_it_was_given(
