@@ -94,9 +94,10 @@ def open_dataset(
         max_key_age=max_key_age,
         key_grace=key_grace,
     )
-    _expect(state, list_of_names(expect_key_names, "expect_key_names"))
-    if pin_store is not None:
-        PinStore(pin_store).check_and_record(access.storage.url, state.manifest)
+    with access.master_keys.audit.refusals("open", dataset=access.storage.url):
+        _expect(state, list_of_names(expect_key_names, "expect_key_names"))
+        if pin_store is not None:
+            PinStore(pin_store).check_and_record(access.storage.url, state.manifest)
     return Dataset(access, state, on_missing_key, integrity)
 
 
@@ -247,6 +248,11 @@ class Dataset:
     def policy(self) -> Policy:
         """The policy the dataset was written under."""
         return self._state.files.policy
+
+    def key_names(self, columns: Sequence[str] | None = None) -> tuple[str, ...]:
+        """The key names under which a read of these columns (default: all) decrypts, sorted."""
+        leaves = self._columns.project(columns, missing=self._missing).leaves
+        return tuple(sorted(self._columns.key_names(leaves)))
 
     @property
     def missing_keys(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encpipe.access import AnyPath, overlap, resolve_config
+from encpipe.audit import Facts
 from encpipe.config import Config
 from encpipe.dataset import Dataset, Filter, open_dataset
 from encpipe.errors import ConfigError, EncpipeError, StorageError
@@ -73,6 +74,7 @@ def decrypt_dataset(
     is left with the files when the process is killed, or when the storage refuses to remove them.
     """
     settings = resolve_config(config, keyring=keyring)
+    master_keys = master_keys or MasterKeys(settings)
     place = open_storage(os.fspath(target), config=settings, options=target_options)
     if overlap(os.fspath(target), os.fspath(url)):
         raise ConfigError(
@@ -89,10 +91,10 @@ def decrypt_dataset(
         expect_dataset=expect_dataset,
         min_generation=min_generation,
     ) as dataset:
-        _check_columns(dataset, columns)
+        facts = _facts(dataset, place, columns)
         export = _Export(dataset, place, columns, filter, compression)
         tally = Tally(len(dataset.files), sum(entry.size for entry in dataset.files), progress)
-        with _all_or_nothing(place, export.made):
+        with master_keys.audit.attempt("decrypt", **facts), _all_or_nothing(place, export.made):
             sizes = _run(export, tally, workers or os.cpu_count() or 1)
         return DecryptReport(
             url=dataset.url,
@@ -156,14 +158,26 @@ def _run(export: _Export, tally: Tally, workers: int) -> list[int]:
             raise
 
 
-def _check_columns(dataset: Dataset, columns: Sequence[str] | None) -> None:
-    """Refuse what would lose the rows: Parquet has none without columns. Also asks for the keys."""
-    if set(dataset.scan(columns).schema.names) <= set(dataset.partitions):
+def _facts(dataset: Dataset, place: Storage, columns: Sequence[str] | None) -> Facts:
+    """What the audit log is told. Asks for the keys of the columns.
+
+    Raises `ConfigError` `filter` for what would lose the rows: Parquet has none without columns.
+    """
+    scan = dataset.scan(columns)
+    if set(scan.schema.names) <= set(dataset.partitions):
         raise ConfigError(
             "no column is left beside the partition columns, and a file without columns has no rows",
             hint="choose at least one column that is no partition column",
             code="filter",
         )
+    return {
+        "dataset": dataset.url,
+        "dataset_id": dataset.dataset_id,
+        "generation": dataset.generation,
+        "key_names": dataset.key_names(columns),
+        "target": place.url,
+        "counts": {"files": len(dataset.files), "rows": dataset.num_rows},
+    }
 
 
 @dataclass(frozen=True)

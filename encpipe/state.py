@@ -76,7 +76,7 @@ def _told(load: _Load[_More]) -> _Load[_More]:
     """Tell the audit log that a dataset was opened, or why not."""
 
     @wraps(load)
-    def told(storage: Storage, master_keys: MasterKeys, *args: _More.args, **more: _More.kwargs) -> State:
+    def told(storage: Storage, master_keys: MasterKeys, /, *args: _More.args, **more: _More.kwargs) -> State:
         audit = master_keys.audit
         with audit.refusals("open", dataset=storage.url):
             state = load(storage, master_keys, *args, **more)
