@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from encpipe.errors import EncpipeError, KmsUnavailableError
@@ -15,6 +16,8 @@ MAX_ATTEMPTS: Final = 8
 FIRST_DELAY: Final = 0.1
 """Seconds; doubled with every attempt, and drawn between half and all of it so that a fleet spreads out."""
 MAX_DELAY: Final = 2.0
+END_SECONDS: Final = 1.0
+"""How long a thread that has nothing left to do may take to end. It takes a millisecond."""
 
 Answer = TypeVar("Answer")
 
@@ -62,11 +65,14 @@ def call_within(seconds: float, service: str, attempt: Callable[[], Answer]) -> 
     attempts run in a thread of their own, which is left behind. `service` is for the message.
     """
     call = _Call(attempt, time.monotonic() + seconds)
-    threading.Thread(target=call.run, name="encpipe-kms", daemon=True).start()
+    work = threading.Thread(target=call.run, name="encpipe-kms", daemon=True)
+    work.start()
     try:
         done = call.done.wait(seconds)
     finally:
         call.over.set()
+    if done:
+        _see_off(work)
     if done and call.answer:
         return call.answer.pop()
     if done and call.error is not None:
@@ -77,3 +83,16 @@ def call_within(seconds: float, service: str, attempt: Callable[[], Answer]) -> 
         f"{service} did not answer within {seconds:g} s{last}",
         hint="try again later, check the network, or raise the deadline in the configuration",
     )
+
+
+def _see_off(thread: threading.Thread) -> None:
+    """Return when a finished thread is gone from the system, not only from Python.
+
+    The last that it does is to free what OpenSSL keeps for it, under locks of OpenSSL. A process forked at
+    that moment would find them locked for ever, at its first connection.
+    """
+    end = time.monotonic() + END_SECONDS
+    thread.join(END_SECONDS)
+    task = Path(f"/proc/self/task/{thread.native_id}")
+    while task.exists() and time.monotonic() < end:
+        time.sleep(0.0001)

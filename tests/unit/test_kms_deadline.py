@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -122,3 +123,15 @@ def test_a_service_that_asks_for_more_than_is_left_is_not_tried_again() -> None:
         call_within(30, "service", flaky)
     assert time.monotonic() - start < 10
     assert flaky.calls == 1
+
+
+def test_its_thread_is_gone_when_it_returns() -> None:
+    """From the system, too: a child forked now must not find a lock that the thread took while it ended."""
+
+    def threads() -> set[str]:
+        return set(os.listdir("/proc/self/task"))  # noqa: PTH208  # names, not paths
+
+    before = threads()
+    for _ in range(200):
+        assert call_within(5, "x", lambda: 1) == 1
+        assert threads() <= before
