@@ -9,10 +9,11 @@ from typing import Any
 
 from encpipe import manifest, signing
 from encpipe.access import Access, AnyPath, open_access
+from encpipe.audit import Facts
 from encpipe.config import Config
 from encpipe.errors import ConfigError, ConflictError, EncpipeError
 from encpipe.kms.registry import MasterKeys
-from encpipe.manifest import Manifest
+from encpipe.manifest import Core, Manifest
 from encpipe.pins import Pins
 from encpipe.signing import SigningKey, writer_signing
 from encpipe.state import MANIFEST_PATH, State, load_state
@@ -76,10 +77,11 @@ def sign_dataset(
             state.keys.kek(state.view.core.active(name).id)  # checks the core MAC under it
         known = signing.valid_signers(state.view)
         revision = state.manifest.revision
+        core = state.view.core
         if key.signer not in known:
             revision, known = revision + 1, (*known, key.signer)
-            _commit(access, state, key)
-        core = state.view.core
+            with access.master_keys.audit.attempt("sign", **_told(access, core, revision, key.signer)):
+                _commit(access, state, key)
         return SignReport(
             access.storage.url,
             core.dataset_id,
@@ -89,6 +91,16 @@ def sign_dataset(
             key.signer,
             known,
         )
+
+
+def _told(access: Access, core: Core, revision: int, signer: str) -> Facts:
+    return {
+        "how": signer,
+        "dataset": access.storage.url,
+        "dataset_id": core.dataset_id,
+        "generation": core.generation,
+        "revision": revision,
+    }
 
 
 def _commit(access: Access, state: State, key: SigningKey) -> None:

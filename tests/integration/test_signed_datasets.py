@@ -21,7 +21,7 @@ from test_resume import stop
 import encpipe
 from encpipe import Config, ConfigError, ConflictError, EncpipeError, MasterKeys, SignatureError
 from encpipe import journal as journals
-from encpipe.config import SigningConfig, TrustConfig
+from encpipe.config import AuditConfig, SigningConfig, TrustConfig
 from encpipe.signing import create_key_file
 from encpipe.stopped import journal_keys
 
@@ -304,6 +304,17 @@ def test_a_second_signature_stands_beside_the_first(team: Team) -> None:
     assert team.sign("bob").signers == (team.ann, team.bob)
     for signer in (team.ann, team.bob):
         assert ids(team.trusting(signer).table()) == OLD
+
+
+def test_the_audit_log_tells_who_signed_what(team: Team, tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    team.plain.write(people())
+    config = replace(team.signer.config, audit=AuditConfig(f"file:{log}"))
+    auditor = replace(team.signer, config=config)
+    report = encpipe.sign_dataset(team.plain.url, **auditor.access)
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    (line,) = [line for line in told if line["event"] == "sign"]
+    assert (line["how"], line["generation"], line["revision"]) == (team.ann, 1, report.revision)
 
 
 def test_signing_twice_writes_once(team: Team) -> None:
