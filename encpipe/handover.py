@@ -10,12 +10,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from encpipe.access import Access
+from encpipe.keys import WrappedKey
+from encpipe.manifest import Manifest
 from encpipe.perprocess import PerProcess
-from encpipe.state import Known, State, load_known
+from encpipe.state import Known, State, load_known, wrappings_now
 from encpipe.storage import Storage
 
 
@@ -41,7 +44,7 @@ class OpenDataset:
     @classmethod
     def of(cls, access: Access, state: State) -> OpenDataset:
         """A dataset that was just opened."""
-        return cls(access, Known.of(state), state)
+        return cls(access, Known.of(state), _rereading(access, state))
 
     @property
     def storage(self) -> Storage:
@@ -60,7 +63,8 @@ class OpenDataset:
         if here.state is None:
             with here.lock:
                 if here.state is None:
-                    here.state = load_known(here.access.storage, here.access.master_keys, self._known)
+                    state = load_known(here.access.storage, here.access.master_keys, self._known)
+                    here.state = _rereading(here.access, state)
         return here.state
 
     def copy(self) -> OpenDataset:
@@ -70,3 +74,18 @@ class OpenDataset:
 
     def __reduce__(self) -> tuple[Callable[..., OpenDataset], tuple[Any, ...]]:
         return OpenDataset, (self._process.get().access, self._known)
+
+
+def _rereading(access: Access, state: State) -> State:
+    """`state`, whose keys find their wrappings on the storage where those at hand no longer open."""
+    state.keys.reread = partial(_wrappings_now, access, state.manifest)
+    return state
+
+
+def _wrappings_now(access: Access, known: Manifest) -> Mapping[str, tuple[WrappedKey, ...]]:
+    """Over connections of its own: the handle's may be closed, or belong to the parent process."""
+    storage = access.again().storage
+    try:
+        return wrappings_now(storage, known)
+    finally:
+        storage.close()

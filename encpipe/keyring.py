@@ -1,8 +1,7 @@
-"""The keys of one dataset: DEK <-> KEK <-> master key.
+"""The keys of one dataset: KEK <-> master key.
 
 A `DatasetKeys` is made for one dataset and passed in, never global. It unwraps a KEK when it is first
-needed, once for all threads, and checks it before it is used (commitment and core MAC). DEKs are wrapped
-with AES-256-GCM under HKDF-Expand(KEK, dek-wrap label || 0 || file id) (docs/format.md, "DEK wrapping").
+needed, once for all threads, and checks it before it is used (commitment and core MAC).
 """
 
 from __future__ import annotations
@@ -13,11 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from encpipe import aead
-from encpipe.aead import Label
+from encpipe.audit import Audit, Facts
 from encpipe.errors import (
     ConfigError,
-    DecryptionError,
     EncpipeError,
     IntegrityError,
     KeyAccessDeniedError,
@@ -28,14 +25,9 @@ from encpipe.errors import (
     UntrustedKeyError,
     UnwrapError,
 )
-from encpipe.keys import ID_BYTES, KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey
+from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey
 from encpipe.manifest import KekRecord
 from encpipe.perprocess import PerProcess
-
-_DEK_WRAP_VERSION: Final = b"\x01"
-_HEADER_BYTES: Final = 1 + ID_BYTES
-WRAPPED_DEK_CHARACTERS: Final = 103
-"""Length of a wrapped DEK: base64url of 0x01, file id, nonce, 32 bytes of ciphertext and the tag."""
 
 RENEWAL_PAUSE_SECONDS: Final = 5.0
 """How long an outage is believed before a KEK past its age is asked for again."""
@@ -43,9 +35,17 @@ RENEWAL_PAUSE_SECONDS: Final = 5.0
 Check = Callable[[str, Secret], None]
 """(KEK id, KEK): raises unless this is the KEK that the manifest or journal commits to."""
 
+Reread = Callable[[], Mapping[str, Iterable[WrappedKey]]]
+"""The wrappings that the storage holds now, by KEK id. Raises `EncpipeError`."""
+
 
 class MasterKeySource(Protocol):
     """Where master keys come from; `encpipe.kms.MasterKeys` is one."""
+
+    @property
+    def audit(self) -> Audit:
+        """The log that every unwrap and refusal is told to."""
+        ...
 
     def get(self, uri: str, *, key_name: str) -> MasterKey:
         """The master key of a URI trusted for this key name; raises `UntrustedKeyError` for any other."""
@@ -54,42 +54,6 @@ class MasterKeySource(Protocol):
     def rank(self, uri: str, *, key_name: str) -> int:
         """The order in which wrappings are tried."""
         ...
-
-
-def wrap_dek(kek: Secret, dek: bytes, *, file_id: str, key_id: str) -> str:
-    """103 characters, bound to the file and the KEK's name. Raises `ValueError` for a DEK not of 256 bits."""
-    if len(dek) != KEY_BYTES:
-        raise ValueError(f"a DEK has {KEY_BYTES} bytes")
-    header = _DEK_WRAP_VERSION + bytes.fromhex(file_id)
-    key = aead.derive(kek, Label.DEK_WRAP, header[1:])
-    return aead.to_text(header + aead.seal(key, dek, aad=header + key_id.encode()))
-
-
-def unwrap_dek(kek: Secret, wrapped: str, *, file_id: str, key_id: str) -> bytes:
-    """The DEK. Raises `UnwrapError` for another file, KEK, key id, or other bytes."""
-    try:
-        data = aead.from_text(wrapped) if len(wrapped) == WRAPPED_DEK_CHARACTERS else b""
-    except ValueError:
-        data = b""
-    header = _DEK_WRAP_VERSION + bytes.fromhex(file_id)
-    if data[:_HEADER_BYTES] != header:
-        raise UnwrapError(
-            f"a data key of file {file_id} is not of this file: the file was swapped or edited",
-            hint="restore the file from a copy you trust",
-        )
-    try:
-        key = aead.derive(kek, Label.DEK_WRAP, header[1:])
-        return aead.open_sealed(key, data[_HEADER_BYTES:], aad=header + key_id.encode())
-    except DecryptionError:
-        raise UnwrapError(
-            f"a data key of file {file_id} does not open: the file was edited or is of another dataset",
-            hint="restore the file from a copy you trust",
-        ) from None
-
-
-def dek_commitment(file_id: str, dek: bytes) -> bytes:
-    """SHA-256(dek-commitment label || 0 || file id || DEK)."""
-    return aead.digest(Label.DEK_COMMITMENT, bytes.fromhex(file_id), dek)
 
 
 @dataclass(frozen=True)
@@ -122,6 +86,7 @@ class _Held:
         self.record = record
         self.lock = threading.Lock()
         self.kek: Secret | None = None
+        self.opened_by: WrappedKey | None = None
         self.since = 0.0
         self.not_before = 0.0
         self.flights = 0
@@ -131,6 +96,7 @@ class _Held:
         """For a forked child: the KEK as old as it is, and a lock that no thread of the parent holds."""
         made = _Held(self.record)
         made.kek, made.since, made.not_before = self.kek, self.since, self.not_before
+        made.opened_by = self.opened_by
         return made
 
 
@@ -153,7 +119,8 @@ class DatasetKeys:
     With `max_age` (seconds) a KEK is asked for again after that time: a denial then stops the reader, an
     outage is bridged for `grace` seconds more. `check` is called with every KEK before it is used. Threads
     that wait for an unwrap share its outcome, failures too. A forked child goes on with the KEKs that were
-    held at the fork.
+    held at the fork. Where `reread` is set and no wrapping of a KEK opens, it is called once:
+    a re-wrap may have replaced them.
     """
 
     def __init__(
@@ -178,6 +145,7 @@ class DatasetKeys:
         self.max_age = max_age
         self.grace = grace
         self._clock = clock
+        self.reread: Reread | None = None
 
     @property
     def _held(self) -> Mapping[str, _Held]:
@@ -198,6 +166,10 @@ class DatasetKeys:
         held = self._held[kek_id]
         with held.lock:
             held.kek, held.since = kek, self._clock()
+
+    def opened_by(self, kek_id: str) -> WrappedKey | None:
+        """The wrapping that gave the KEK; None where it is not held or was made here."""
+        return self._held[kek_id].opened_by
 
     def kek(self, kek_id: str) -> Secret:
         """The KEK of this id.
@@ -226,7 +198,7 @@ class DatasetKeys:
     def _ask(self, held: _Held) -> None:
         held.failure = None
         try:
-            held.kek = self._unwrap(held.record)
+            held.kek = self._unwrap(held)
             held.since = self._clock()
         except EncpipeError as error:
             if held.kek is not None and isinstance(error, KmsUnavailableError) and self._bridge(held):
@@ -243,25 +215,61 @@ class DatasetKeys:
         held.not_before = min(now + RENEWAL_PAUSE_SECONDS, end)
         return now <= end
 
-    def _unwrap(self, record: KekRecord) -> Secret:
+    def _unwrap(self, held: _Held) -> Secret:
+        tried = self._wrappings.get(held.record.id)
+        try:
+            return self._open(held)
+        except (KmsError, IntegrityError, ConfigError):
+            if not self._replaced(held.record.id, tried):
+                raise
+        return self._open(held)
+
+    def _replaced(self, kek_id: str, tried: Iterable[WrappedKey] | None) -> bool:
+        """Whether the storage has other wrappings of the KEK than were tried; they count from then on."""
+        try:
+            newer = {} if self.reread is None else self.reread()
+        except EncpipeError:
+            return False
+        if not newer.get(kek_id) or newer[kek_id] == tried:
+            return False
+        self._wrappings = {**self._wrappings, **newer}
+        return True
+
+    def _open(self, held: _Held) -> Secret:
+        record = held.record
         wrappings = sorted(
             self._wrappings.get(record.id, ()),
             key=lambda w: self._master_keys.rank(w.master_key, key_name=record.key_name),
         )
         if record.state == "shredded" or not wrappings:
-            raise ShreddedError(
-                f"the keys of key name {record.key_name!r} were shredded",
-                hint="the data under them cannot be read any more, by anyone",
-            )
+            with self._master_keys.audit.refusals("unwrap", **self._facts(record)):
+                raise ShreddedError(
+                    f"the keys of key name {record.key_name!r} were shredded",
+                    hint="the data under them cannot be read any more, by anyone",
+                )
         failures: list[EncpipeError] = []
         for wrapped in wrappings:
             try:
-                return self._try(record, wrapped)
+                kek = self._try(record, wrapped)
             except (KmsError, IntegrityError, ConfigError) as error:
                 failures.append(error)
+            else:
+                held.opened_by = wrapped
+                return kek
         raise min(failures, key=_weight)
 
     def _try(self, record: KekRecord, wrapped: WrappedKey) -> Secret:
+        audit = self._master_keys.audit
+        facts: Facts = {**self._facts(record), "master_keys": (wrapped,)}
+        with audit.refusals("unwrap", **facts):
+            kek = self._unwrapped(record, wrapped)
+        audit.record("unwrap", **facts)
+        return kek
+
+    def _facts(self, record: KekRecord) -> Facts:
+        return {"dataset_id": self._dataset_id, "key_names": (record.key_name,), "kek_id": record.id}
+
+    def _unwrapped(self, record: KekRecord, wrapped: WrappedKey) -> Secret:
         context = KeyContext(self._dataset_id, record.key_name, record.id)
         process = self._process.get()
         master = self._master_keys.get(wrapped.master_key, key_name=record.key_name)

@@ -7,9 +7,10 @@ from typing import Any, Final, NoReturn
 
 import pyarrow.parquet.encryption as pe
 
+from encpipe.deks import dek_commitment, unwrap_dek, wrap_dek
 from encpipe.errors import EncpipeError, UnwrapError
 from encpipe.filelist import FileEntry
-from encpipe.keyring import DatasetKeys, dek_commitment, unwrap_dek, wrap_dek
+from encpipe.keyring import DatasetKeys
 from encpipe.parquet.schema import Layout
 
 DEK_BITS: Final = 256

@@ -14,10 +14,10 @@ from specimen import CREATED, DATASET_ID, KEK_IDS, LIST_ID, Specimen, record
 
 from encpipe import aead, filelist, journal, manifest, strictjson
 from encpipe.aead import Label
+from encpipe.deks import unwrap_dek, wrap_dek
 from encpipe.errors import IntegrityError, ManifestError, PolicyError, UnwrapError
 from encpipe.filelist import FileEntry, FileList
 from encpipe.journal import Journal
-from encpipe.keyring import unwrap_dek, wrap_dek
 from encpipe.keys import Secret, WrappedKey
 from encpipe.manifest import Core, KekRecord, kek_commitment
 from encpipe.policy import Policy

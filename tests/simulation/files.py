@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 
-from encpipe import aead, keyring
+from encpipe import aead
 from encpipe.aead import Label
+from encpipe.deks import dek_commitment, wrap_dek
 from encpipe.keys import Secret
 
 COMMITMENTS = "encpipe.dek_commitments"
@@ -52,7 +53,7 @@ class _Client(pe.KmsClient):
 
 def wrapper(file_id: str, keks: Mapping[str, Secret]) -> Wrap:
     """Wraps as the format says. `keks`: key id -> KEK."""
-    return lambda key_id, dek: keyring.wrap_dek(keks[key_id], dek, file_id=file_id, key_id=key_id)
+    return lambda key_id, dek: wrap_dek(keks[key_id], dek, file_id=file_id, key_id=key_id)
 
 
 def seal_file(
@@ -107,7 +108,7 @@ def _vector(
     file_id: str, sealed: Mapping[str, str], committed: Mapping[str, str], own: Mapping[str, bytes]
 ) -> bytes:
     commitments = {
-        leaf: keyring.dek_commitment(file_id, own[leaf]).hex()
+        leaf: dek_commitment(file_id, own[leaf]).hex()
         if leaf in own and sealed[leaf] == key_id
         else aead.digest(Label.DEK_COMMITMENT, b"of a DEK that is in no file", leaf.encode()).hex()
         for leaf, key_id in committed.items()
@@ -144,7 +145,7 @@ def _write(
         "rows": sum(row_groups),
         "row_groups": [n for n in row_groups if n],
         "sha256": hashlib.sha256(data).hexdigest(),
-        "footer_dek": keyring.dek_commitment(file_id, footer_dek).hex(),
+        "footer_dek": dek_commitment(file_id, footer_dek).hex(),
         "column_deks": aead.digest(Label.DEK_VECTOR, vector).hex(),
     }
 

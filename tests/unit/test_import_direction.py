@@ -17,17 +17,18 @@ ROOT = Path(encpipe.__file__).parent
 
 LAYERS = """
     cli  torch  __main__
-    inspection  verification  export  dataset  writer  initialise  checkup
+    inspection  lifecycle  verification  export  signatures  dataset  writer  initialise  checkup
     writesession  scan
-    rowgroups  selection
+    rowgroups  selection  wholefiles
     fragments  projection
     stopped  writekeys
     sealing  commit  writereport
     handover
     state  journal
     parquet  storage  sources  pins  access
-    keyring
-    kms  transport  manifest  filelist  core
+    keyring  deks
+    kms  transport  manifest  filelist  core  signing
+    audit
     config  configtable
     policy  strictjson
     aead
@@ -46,8 +47,11 @@ ONLY_HERE = {
     "torch": ("torch",),
     "boto3": ("kms.aws", "storage", "sources"),
     "botocore": ("kms.aws", "storage", "sources", "transport"),
+    "azure": ("kms.azure",),
+    "hvac": ("kms.vault",),
     "google": ("kms.gcp",),
     "google_crc32c": ("kms.gcp",),
+    "pkcs11": ("kms.pkcs11",),
     "typer": ("cli",),
     "rich": ("cli", "torch.bar"),
 }

@@ -10,14 +10,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from specimen import Specimen
 
+from encpipe.deks import WRAPPED_DEK_CHARACTERS, dek_commitment, unwrap_dek, wrap_dek
 from encpipe.errors import UnwrapError
-from encpipe.keyring import (
-    WRAPPED_DEK_CHARACTERS,
-    dek_commitment,
-    make_kek,
-    unwrap_dek,
-    wrap_dek,
-)
+from encpipe.keyring import make_kek
 from encpipe.keys import KeyContext, Secret
 
 KEK, DEK = Secret(b"k" * 32), bytes(range(32))

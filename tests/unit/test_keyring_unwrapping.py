@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from scene import ended, forked
 from specimen import DATASET_ID, KEK_IDS, master_keys, record
 
 from encpipe.config import Config
+from encpipe.audit import OFF
 from encpipe.errors import (
     ConfigError,
     EncpipeError,
@@ -24,6 +26,7 @@ from encpipe.errors import (
     ManifestError,
     MissingExtraError,
     ShreddedError,
+    StorageError,
     UntrustedKeyError,
     UnwrapError,
 )
@@ -32,6 +35,7 @@ from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey
 from encpipe.kms.registry import MasterKeys
 from encpipe.manifest import KekRecord, check_commitment
 from encpipe.testing import FaultyKms, InMemoryKms
+from encpipe.testing.memory import KmsFault
 
 PII = KEK_IDS["pii"]
 CONTEXT = KeyContext(DATASET_ID, "pii", PII)
@@ -195,6 +199,7 @@ def test_wrappings_are_tried_in_the_order_of_the_configuration(world: World) -> 
     class Source:
         def __init__(self) -> None:
             self.keys = master_keys(world.kms, "memory:c", "memory:a")
+            self.audit = OFF
 
         def rank(self, uri: str, *, key_name: str) -> int:
             return self.keys.rank(uri, key_name=key_name)
@@ -273,6 +278,7 @@ def test_a_kek_of_another_length_is_refused(world: World) -> None:
 class _Fixed:
     def __init__(self, get: Callable[..., MasterKey]) -> None:
         self.get = get
+        self.audit = OFF
 
     def rank(self, uri: str, *, key_name: str) -> int:
         return 0
@@ -494,3 +500,85 @@ def test_a_forked_child_keeps_keks_and_waits_for_no_lock_of_its_parent(
     for lock in locks:
         lock.release()
     assert keys.unwraps == 1
+
+
+# Wrappings that were replaced
+
+
+class Storage:
+    """What the storage holds now; counts how often it is read."""
+
+    def __init__(self, *wrappings: WrappedKey) -> None:
+        self.wrappings, self.reads = wrappings, 0
+
+    def __call__(self) -> dict[str, tuple[WrappedKey, ...]]:
+        self.reads += 1
+        return {PII: self.wrappings}
+
+
+def test_where_no_wrapping_opens_those_on_the_storage_are_tried_once(world: World) -> None:
+    old, new, other = world.wrapped
+    world.kms.fail("absent", old.master_key)
+    keys = world.keys(wrappings=(old,), max_age=10.0)
+    keys.reread = storage = Storage(new, other)
+    assert keys.kek(PII) == world.kek
+    assert (storage.reads, keys.unwraps, keys.refusals) == (1, 1, 1)
+    assert keys.opened_by(PII) == new
+    world.now += 11
+    assert keys.kek(PII) == world.kek
+    assert storage.reads == 1, "the new wrappings count from then on"
+
+
+@pytest.mark.parametrize("fault", ["denied", "absent", "unavailable", "error", "damaged", "wrong-key"])
+def test_whatever_the_old_one_fails_of(world: World, fault: KmsFault) -> None:
+    old, new, _ = world.wrapped
+    world.kms.fail(fault, old.master_key)
+    keys = world.keys(wrappings=(old,))
+    keys.reread = Storage(new)
+    assert keys.kek(PII) == world.kek
+
+
+def test_nothing_new_on_the_storage_leaves_the_failure_as_it_was(world: World) -> None:
+    old = world.wrapped[0]
+    world.kms.fail("denied")
+    for now in ((old,), ()):
+        keys = world.keys(wrappings=(old,))
+        keys.reread = storage = Storage(*now)
+        before = world.kms.unwraps
+        with pytest.raises(KeyAccessDeniedError):
+            keys.kek(PII)
+        assert (storage.reads, world.kms.unwraps - before) == (1, 1)
+
+
+def test_a_storage_that_does_not_answer_leaves_the_failure_as_it_was(world: World) -> None:
+    def broken() -> dict[str, tuple[WrappedKey, ...]]:
+        raise StorageError("gone")
+
+    world.kms.fail("denied")
+    keys = world.keys()
+    keys.reread = broken
+    with pytest.raises(KeyAccessDeniedError):
+        keys.kek(PII)
+
+
+def test_a_new_wrapping_of_another_key_is_found_out(world: World) -> None:
+    old, new, _ = world.wrapped
+    world.kms.fail("absent", old.master_key)
+    world.kms.fail("wrong-key", new.master_key)
+    keys = world.keys(wrappings=(old,))
+    keys.reread = Storage(new)
+    with pytest.raises(UnwrapError, match="another KEK"):
+        keys.kek(PII)
+
+
+def test_which_wrapping_opened_is_known_once_it_did(world: World) -> None:
+    keys = world.keys()
+    assert keys.opened_by(PII) is None
+    keys.kek(PII)
+    assert keys.opened_by(PII) == world.wrapped[0]
+    pid = forked(lambda: _same(keys.opened_by(PII), world.wrapped[0]))
+    assert ended(pid) == 0
+
+
+def _same(one: object, other: object) -> None:
+    assert one == other
