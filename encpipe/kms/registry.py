@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from encpipe.audit import audit_of
 from encpipe.config import Config
 from encpipe.errors import ConfigError, EncpipeError, UntrustedKeyError
 from encpipe.keys import KEY_NAME, MasterKey
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 BACKENDS: Final[Mapping[str, str]] = {
     "local": "encpipe.kms.local:LocalKms",
     "aws-kms": "encpipe.kms.aws:AwsKms",
+    "azure-kv": "encpipe.kms.azure:AzureKms",
+    "vault": "encpipe.kms.vault:VaultKms",
     "gcp-kms": "encpipe.kms.gcp:GcpKms",
+    "pkcs11": "encpipe.kms.pkcs11:Pkcs11Kms",
 }
 """URI scheme -> module:class. Third parties register under the entry point group `encpipe.kms`."""
 
@@ -43,6 +48,7 @@ class MasterKeys:
     `UntrustedKeyError` before anything is sent, or a back end even loaded. So who may only wrap under the
     key of one key name cannot forge what another key name protects. `extra` adds ready back ends by scheme,
     for tests and for embedding programs; what they hold still has to be trusted.
+    `audit` is the audit log of the configuration, for whatever works with these keys.
 
     Works on in a forked child. A pickle carries the configuration, and never a key or a passphrase: the other
     process makes its own back ends. Nobody is asked for a passphrase there; where the pickle starts a process
@@ -59,6 +65,7 @@ class MasterKeys:
         extra: Mapping[str, Kms] | None = None,
     ) -> None:
         self.config = config
+        self.audit = audit_of(config.audit)
         _check_tables(config, extra or {})
         self._ask_passphrase = ask_passphrase
         self._extra = dict(extra or {})
@@ -97,6 +104,15 @@ class MasterKeys:
                 code="config-missing",
             )
         return tuple(self.get(uri, key_name=key_name) for uri in uris)
+
+    def trusting(self, keys: Mapping[str, Sequence[str]]) -> MasterKeys:
+        """The same key services; these URIs too are trusted for their key names, after the configured."""
+        known = self.config.keys
+        more = {name: (*known.get(name, ()), *uris) for name, uris in keys.items()}
+        made = MasterKeys.__new__(MasterKeys)
+        vars(made).update(vars(self))
+        made.config = replace(self.config, keys={**known, **more})
+        return made
 
     def rank(self, uri: str, *, key_name: str) -> int:
         """Where the configuration names the URI: wrappings are tried in this order."""
