@@ -43,7 +43,10 @@ if TYPE_CHECKING:
     from encpipe.export import decrypt_dataset
     from encpipe.inspection import inspect_dataset
     from encpipe.kms.registry import MasterKeys
+    from encpipe.lifecycle.grants import grant, revoke
+    from encpipe.lifecycle.rewrapping import needs_rewrap, rewrap
     from encpipe.policy import Policy
+    from encpipe.signatures import sign_dataset
     from encpipe.verification import verify_dataset
     from encpipe.writer import append_dataset, write_dataset
 
@@ -54,9 +57,14 @@ _HOME = {
     "Policy": "policy",
     "append_dataset": "writer",
     "decrypt_dataset": "export",
+    "grant": "lifecycle.grants",
     "inspect_dataset": "inspection",
     "load_config": "config",
+    "needs_rewrap": "lifecycle.rewrapping",
     "open_dataset": "dataset",
+    "revoke": "lifecycle.grants",
+    "rewrap": "lifecycle.rewrapping",
+    "sign_dataset": "signatures",
     "verify_dataset": "verification",
     "write_dataset": "writer",
 }
@@ -88,9 +96,14 @@ __all__ = [
     "UnwrapError",
     "append_dataset",
     "decrypt_dataset",
+    "grant",
     "inspect_dataset",
     "load_config",
+    "needs_rewrap",
     "open_dataset",
+    "revoke",
+    "rewrap",
+    "sign_dataset",
     "verify_dataset",
     "write_dataset",
 ]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 
 from encpipe import journal as journals
+from encpipe import signing
 from encpipe.access import Access, AnyPath, open_access
 from encpipe.config import Config
 from encpipe.errors import ConfigError, EncpipeError, KmsError
+from encpipe.keys import WrappedKey
 from encpipe.kms.registry import MasterKeys
+from encpipe.lifecycle.due import age_of, why_due
 from encpipe.manifest import KekRecord, Manifest
 from encpipe.state import State, load_state, read_manifest
 
@@ -24,18 +28,41 @@ class WrappingInfo:
     master_key: str
     version: str
     created: str
+    age_days: int
     trusted: bool
 
 
 @dataclass(frozen=True)
 class KekInfo:
-    """One KEK: when it was made, and which master keys open it."""
+    """One KEK: when it was made, and which master keys open it.
+
+    `rewrap` says why `encpipe rewrap` should be run, as `Overdue.why`; empty when it need not.
+    """
 
     key_name: str
     id: str
     created: str
     state: str
+    rewrap: str
     wrappings: tuple[WrappingInfo, ...]
+
+
+@dataclass(frozen=True)
+class Opener:
+    """What one master key opens of the newest generation: key names, and with the footer key's contents known
+    the columns under them. Columns are readable only together with the footer key."""
+
+    master_key: str
+    key_names: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SignerInfo:
+    """Somebody whose signature fits the newest generation, and whether this configuration trusts him."""
+
+    signer: str
+    trusted: bool
 
 
 @dataclass(frozen=True)
@@ -66,6 +93,8 @@ class Inspection:
     core_digest: str
     footer_key: str
     keks: tuple[KekInfo, ...]
+    openers: tuple[Opener, ...]
+    signers: tuple[SignerInfo, ...]
     retained_generations: tuple[int, ...]
     pending_writes: int
     authenticated: bool
@@ -117,6 +146,11 @@ def _inspection(access: Access, found: Manifest, contents: Contents | None, why:
         core_digest=found.head.digest,
         footer_key=core.footer_key,
         keks=tuple(_kek_info(access, found, kek) for kek in core.keks),
+        openers=_openers(found, contents),
+        signers=tuple(
+            SignerInfo(signer, signer in access.master_keys.config.trust.signers)
+            for signer in signing.valid_signers(found.head)
+        ),
         retained_generations=tuple(tagged.core.generation for tagged in found.retained),
         pending_writes=len(journals.writers(access.storage)),
         authenticated=contents is not None,
@@ -126,13 +160,42 @@ def _inspection(access: Access, found: Manifest, contents: Contents | None, why:
 
 
 def _kek_info(access: Access, found: Manifest, kek: KekRecord) -> KekInfo:
-    wrappings = tuple(
+    now, wrappings = datetime.now(UTC), found.wrappings.get(kek.id, ())
+    infos = tuple(
         WrappingInfo(
-            w.master_key, w.version, w.created, _is_trusted(access.master_keys, w.master_key, kek.key_name)
+            w.master_key,
+            w.version,
+            w.created,
+            age_of(w.created, now).days,
+            _is_trusted(access.master_keys, w.master_key, kek.key_name),
         )
-        for w in found.wrappings.get(kek.id, ())
+        for w in wrappings
     )
-    return KekInfo(kek.key_name, kek.id, kek.created, kek.state, wrappings)
+    why = _why_due(access.master_keys, kek.key_name, wrappings, now)
+    return KekInfo(kek.key_name, kek.id, kek.created, kek.state, why, infos)
+
+
+def _why_due(master_keys: MasterKeys, key_name: str, wrappings: tuple[WrappedKey, ...], now: datetime) -> str:
+    uris = master_keys.config.keys.get(key_name)
+    if not uris or not wrappings:
+        return ""
+    try:
+        target = master_keys.get(uris[0], key_name=key_name)
+        return why_due(wrappings, target, older_than=None, now=now)
+    except EncpipeError:
+        return ""
+
+
+def _openers(found: Manifest, contents: Contents | None) -> tuple[Opener, ...]:
+    names: dict[str, list[str]] = {}
+    for key_name in found.core.key_names:
+        for wrapped in found.wrappings.get(found.core.active(key_name).id, ()):
+            names.setdefault(wrapped.master_key, []).append(key_name)
+    columns = () if contents is None else contents.columns
+    return tuple(
+        Opener(uri, tuple(opened), tuple(column for column, _, name in columns if name in opened))
+        for uri, opened in names.items()
+    )
 
 
 def _is_trusted(master_keys: MasterKeys, uri: str, key_name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from encpipe.cli import doctor, init, keys, read, write
+from encpipe.cli import audit, doctor, init, keys, lifecycle, read, sign, write
 from encpipe.cli.program import Program, with_examples
 
 app = typer.Typer(
@@ -26,6 +26,11 @@ app.command("decrypt", cls=with_examples(read.DECRYPT_EXAMPLES))(read.decrypt)
 app.command("inspect", cls=with_examples(read.INSPECT_EXAMPLES))(read.inspect)
 app.command("head", cls=with_examples(read.HEAD_EXAMPLES))(read.head)
 app.command("verify", cls=with_examples(read.VERIFY_EXAMPLES))(read.verify)
+app.command("sign", cls=with_examples(sign.EXAMPLES))(sign.sign)
+app.command("rewrap", cls=with_examples(lifecycle.REWRAP_EXAMPLES))(lifecycle.rewrap)
+app.command("grant", cls=with_examples(lifecycle.GRANT_EXAMPLES))(lifecycle.grant)
+app.command("revoke", cls=with_examples(lifecycle.REVOKE_EXAMPLES))(lifecycle.revoke)
+app.add_typer(audit.app, name="audit")
 app.command("doctor", cls=with_examples(doctor.DOCTOR_EXAMPLES))(doctor.doctor)
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 MAX_LINES: Final = 100
 """Columns, problems or objects shown; `--json` has all."""
+MAX_DAYS: Final = 100_000
+"""Beyond this, a wrapping's time could not be read."""
 
 
 def inspect_view(found: Inspection) -> list[Part]:
@@ -27,13 +29,14 @@ def inspect_view(found: Inspection) -> list[Part]:
         ("core", found.core_digest),
         ("manifest", proof),
     ]
+    rows += [("signed by", f"{s.signer}{'' if s.trusted else ' (not trusted)'}") for s in found.signers]
     if found.retained_generations:
         rows.append(("also readable", "generation " + ", ".join(map(str, found.retained_generations))))
     if found.pending_writes:
         rows.append(("stopped writes", str(found.pending_writes)))
     if found.contents is not None:
         rows += _content_rows(found.contents)
-    parts: list[Part] = [Facts(rows), _keys(found)]
+    parts: list[Part] = [Facts(rows), *_keys(found)]
     if found.contents is not None:
         parts += _limited(
             "columns", ("column", "type", "key name"), [list(column) for column in found.contents.columns]
@@ -52,20 +55,46 @@ def _content_rows(contents: Contents) -> list[tuple[str, str]]:
     return [*rows, ("partitions", ", ".join(contents.partitions))] if contents.partitions else rows
 
 
-def _keys(found: Inspection) -> Grid:
+def _keys(found: Inspection) -> list[Part]:
     rows = [
         (
             kek.key_name + (" (footer)" if kek.key_name == found.footer_key else ""),
             kek.state,
-            kek.created,
+            kek.created[:10],
             wrapping.master_key,
             wrapping.version,
+            _days(wrapping.age_days),
             "yes" if wrapping.trusted else "no",
         )
         for kek in found.keks
         for wrapping in kek.wrappings
     ]
-    return Grid(("key name", "state", "created", "wrapped by", "version", "trusted"), rows, title="keys")
+    columns = ("key name", "state", "created", "wrapped by", "version", "wrapped for", "trusted")
+    parts: list[Part] = [Grid(columns, rows, title="keys"), _openers(found)]
+    due = {f"{kek.key_name} ({kek.rewrap})": None for kek in found.keks if kek.rewrap}
+    if due:
+        names = ", ".join(due)
+        parts.append(Note(f"to be re-wrapped by encpipe rewrap: {names}", warning=True))
+    return parts
+
+
+def _days(days: int) -> str:
+    return plural(days, "day") if days < MAX_DAYS else "unknown"
+
+
+def _openers(found: Inspection) -> Grid:
+    rows = [
+        (opener.master_key, ", ".join(opener.key_names), _what(found, opener.key_names, opener.columns))
+        for opener in found.openers
+    ]
+    return Grid(("master key", "opens", "so it gives"), rows, title="who can open what")
+
+
+def _what(found: Inspection, key_names: tuple[str, ...], columns: tuple[str, ...]) -> str:
+    what = "" if found.contents is None else plural(len(columns), "column")
+    if found.footer_key in key_names:
+        return what or "the dataset"
+    return f"{what}{', ' if what else ''}only with the footer key"
 
 
 def verify_view(found: Verification) -> list[Part]:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 SECRET_WORDS: Final = ("secret", "password", "passphrase", "token", "credential")
 """A storage option with one of these in its name does not belong on a command line."""
+
+_UNITS: Final = {"m": 1, "h": 60, "d": 24 * 60, "w": 7 * 24 * 60}
+"""Minutes."""
+_MAX_DIGITS: Final = 5
 
 ConfigFile = Annotated[
     Path | None,
@@ -207,3 +212,13 @@ def confirm(question: str, *, json: bool) -> None:
         raise ConfigError("this needs a yes, and there is nobody to ask", hint="add --yes", code="usage")
     if not typer.confirm(question, err=True):
         raise ConfigError("stopped: nothing was changed", code="usage")
+
+
+def parse_duration(value: str, flag: str) -> timedelta:
+    """`90d`, `12h`, `30m` or `2w`."""
+    number, unit = value[:-1], value[-1:]
+    if not (number.isascii() and number.isdigit() and unit in _UNITS and len(number) <= _MAX_DIGITS):
+        raise ConfigError(
+            f"{flag} {value}: not a time", hint=f"a number and m, h, d or w, as in {flag} 90d", code="usage"
+        )
+    return timedelta(minutes=int(number) * _UNITS[unit])

@@ -141,6 +141,10 @@ class AwsKmsKey:
             )
         return kek
 
+    def may_have_made(self, wrapped: WrappedKey) -> bool:
+        """Whether a wrapping names a key that this URI can stand for."""
+        return self._may_be(wrapped.master_key.removeprefix(f"{SCHEME}:"))
+
     def _may_be(self, arn: str) -> bool:
         """Whether the key ARN that AWS answered, or a wrapping names, can be what this URI stands for."""
         if not ARN.fullmatch(arn) or ":key/" not in arn:

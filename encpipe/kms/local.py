@@ -106,6 +106,12 @@ class LocalKms:
                 return False
             raise
 
+    def newest_version(self, name: str) -> str:
+        """The version of a master key that wraps, by the clear header; empty where there is no such key."""
+        if self._file is None:
+            return "1"
+        return next((str(v.version) for v in self._file.list().get(name, ()) if v.state == "active"), "")
+
     @property
     def unlocked(self) -> bool:
         """Whether this process has unlocked the keyring, or was handed it unlocked."""
@@ -202,6 +208,10 @@ class LocalMasterKey:
 
     def __repr__(self) -> str:
         return f"LocalMasterKey({self.uri!r})"
+
+    def newest_version(self) -> str:
+        """The version that wraps. Nothing is unlocked, so nothing authenticated."""
+        return self._kms.newest_version(self._name)
 
     def wrap(self, kek: Secret, *, aad: KeyContext) -> WrappedKey:
         """65 bytes under the active version. Raises what unlocking raises, and `KeyNotFoundError`."""

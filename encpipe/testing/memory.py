@@ -121,6 +121,10 @@ class _MemoryKey:
     def __repr__(self) -> str:
         return f"<in-memory key {self.uri}>"
 
+    def newest_version(self) -> str:
+        """The version that wraps."""
+        return str(max(self._kms.versions(self._name)))
+
     def wrap(self, kek: Secret, *, aad: KeyContext) -> WrappedKey:
         self._kms.counts.wrap()
         if len(kek) != KEY_BYTES:

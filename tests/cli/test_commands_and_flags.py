@@ -22,6 +22,8 @@ FROZEN: dict[str, set[str]] = {
     "keys import": {"FILE", "--unlock", "--config", "--json"},
     "keys backup": {"FILE", "--protect", "--config", "--json"},
     "keys passphrase": {"--protect", "--config", "--json"},
+    "keys create-signer": {"FILE", "--json"},
+    "keys show-signer": {"FILE", "--config", "--json"},
     "encrypt": {
         *(
             "SRC",
@@ -45,6 +47,15 @@ FROZEN: dict[str, set[str]] = {
     "inspect": {"URL", "--keys", "--storage-option", "--config", "--json"},
     "head": {"URL", "--rows", "-n", "--select", "--on-missing-key", *READ},
     "verify": {"URL", "--deep", "--workers", *READ},
+    "sign": {
+        *("URL", "--generation", "--expect-core", "--expect-dataset"),
+        *("--storage-option", "--config", "--json"),
+    },
+    "rewrap": {"URL", "--key", "--older-than", "--dry-run", "--storage-option", "--config", "--json"},
+    "grant": {"URL", "--key", "--storage-option", "--config", "--json"},
+    "revoke": {"URL", "--key", "--dry-run", "--storage-option", "--config", "--json"},
+    "audit": set(),
+    "audit verify": {"FILE", "--head", "--config", "--json"},
     "doctor": {"--config", "--json"},
 }
 

@@ -1,0 +1,137 @@
+"""`encpipe rewrap`, `grant` and `revoke`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from encpipe.cli import options as opt
+from encpipe.cli.output import make_output
+
+REWRAP_EXAMPLES = """
+encpipe rewrap encrypted/flights
+encpipe rewrap encrypted/flights --key pii=aws-kms:alias/pii --dry-run
+encpipe rewrap s3://bucket/flights --older-than 90d --json
+"""
+GRANT_EXAMPLES = """
+encpipe grant encrypted/flights --key footer=local:break-glass
+encpipe grant s3://bucket/flights --key pii=aws-kms:alias/pii-eu
+"""
+REVOKE_EXAMPLES = """
+encpipe revoke encrypted/flights --key footer=local:break-glass --dry-run
+encpipe revoke s3://bucket/flights --key pii=aws-kms:arn:aws:kms:eu-west-1:111122223333:key/1234abcd
+"""
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")]
+OneKey = Annotated[
+    str,
+    typer.Option("--key", metavar="NAME=URI", help="The key name and the master key.", show_default=False),
+]
+
+
+def rewrap(
+    url: opt.Url,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--key",
+            metavar="NAME=URI",
+            help="Re-wrap this key name only, with this master key. Repeat it for more. Default: all, "
+            "each with the config's first master key.",
+            show_default=False,
+        ),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            "--older-than",
+            metavar="TIME",
+            help="Only where the wrapping is older, as 90d or 12h, or by another key or an older version.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+    storage_option: opt.StorageOptions = None,
+    config: opt.ConfigFile = None,
+    json: opt.Json = False,
+) -> None:
+    """Wrap a dataset's keys anew: newest version, another master key or another service.
+
+    One write of the manifest, whatever the number of files; no data is encrypted again.
+    """
+    from encpipe.cli.keyviews import keys_view
+    from encpipe.lifecycle import rewrap as work
+
+    settings = opt.settings(config, storage_option)
+    report = work(
+        url,
+        to=opt.parse_keys(key) if key else None,
+        older_than=None if older_than is None else opt.parse_duration(older_than, "--older-than"),
+        dry_run=dry_run,
+        config=settings.config,
+        master_keys=settings.master_keys,
+        storage_options=settings.storage_options,
+    )
+    make_output(json=json).result(report.as_json(), lambda: keys_view(report))
+
+
+def grant(
+    url: opt.Url,
+    key: OneKey,
+    storage_option: opt.StorageOptions = None,
+    config: opt.ConfigFile = None,
+    json: opt.Json = False,
+) -> None:
+    """Let one more master key open a key name. Those that open it now still do.
+
+    Readers have to trust it in their own configuration.
+    """
+    from encpipe.cli.keyviews import keys_view
+    from encpipe.lifecycle import grant as work
+
+    settings = opt.settings(config, storage_option)
+    name, uri = _one(key)
+    report = work(
+        url,
+        name,
+        uri,
+        config=settings.config,
+        master_keys=settings.master_keys,
+        storage_options=settings.storage_options,
+    )
+    make_output(json=json).result(report.as_json(), lambda: keys_view(report))
+
+
+def revoke(
+    url: opt.Url,
+    key: OneKey,
+    dry_run: DryRun = False,
+    storage_option: opt.StorageOptions = None,
+    config: opt.ConfigFile = None,
+    json: opt.Json = False,
+) -> None:
+    """Take from one master key what it opens of a key name. Never the last.
+
+    Whoever has read the dataset before may have kept its keys: this makes nobody forget.
+    """
+    from encpipe.cli.keyviews import keys_view
+    from encpipe.lifecycle import revoke as work
+
+    settings = opt.settings(config, storage_option)
+    name, uri = _one(key)
+    report = work(
+        url,
+        name,
+        uri,
+        dry_run=dry_run,
+        config=settings.config,
+        master_keys=settings.master_keys,
+        storage_options=settings.storage_options,
+    )
+    make_output(json=json).result(report.as_json(), lambda: keys_view(report))
+
+
+def _one(key: str) -> tuple[str, str]:
+    ((name, (uri,)),) = opt.parse_keys([key]).items()
+    return name, uri

@@ -1,0 +1,113 @@
+"""Grant and revoke: one master key's wrapping of a key name's KEKs more, or less. Never the last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from encpipe.access import AnyPath, open_access
+from encpipe.config import Config
+from encpipe.errors import ConfigError
+from encpipe.keys import WrappedKey
+from encpipe.kms.registry import MasterKeys
+from encpipe.lifecycle.change import change_keys
+from encpipe.lifecycle.keysline import KeysReport, OneKek, kek_records
+from encpipe.manifest import Manifest
+from encpipe.state import read_manifest
+
+
+def grant(
+    url: AnyPath,
+    key_name: str,
+    uri: str,
+    *,
+    config: Config | AnyPath | None = None,
+    keyring: AnyPath | None = None,
+    master_keys: MasterKeys | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> KeysReport:
+    """Let the master key `uri` open the KEKs of `key_name`, too: for a second region, another service, a
+    break-glass key kept offline, or another group of readers.
+
+    Naming the URI here trusts it for this call; readers have to trust it in their own configuration. A
+    wrapping that it had before is replaced. All other wrappings stay. Two calls for each KEK: unwrap (checked
+    against the commitment), wrap. Whoever is to read columns under another key name needs the footer key,
+    too.
+
+    Raises `ConfigError`, `KmsError`, `IntegrityError`, `StorageError`; nothing is changed then, but after
+    `storage-unavailable` it may be.
+    """
+    access = open_access(
+        url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
+    )
+    trusting = access.master_keys.trusting({key_name: (uri,)})
+    return change_keys(access, trusting, _Grant(trusting, uri), (key_name,), dry_run=False)
+
+
+class _Grant:
+    def __init__(self, master_keys: MasterKeys, uri: str) -> None:
+        self._master_keys, self._uri = master_keys, uri
+        self.wraps = 0
+
+    def __call__(self, kek: OneKek) -> tuple[WrappedKey, ...]:
+        master = self._master_keys.get(self._uri, key_name=kek.record.key_name)
+        secret, _ = kek.open()
+        fresh = master.wrap(secret, aad=kek.context)
+        self.wraps += 1
+        return (*(w for w in kek.wrappings if w.master_key != fresh.master_key), fresh)
+
+
+def revoke(
+    url: AnyPath,
+    key_name: str,
+    uri: str,
+    *,
+    dry_run: bool = False,
+    config: Config | AnyPath | None = None,
+    keyring: AnyPath | None = None,
+    master_keys: MasterKeys | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> KeysReport:
+    """Remove the wrappings by the master key `uri` (as `inspect` shows it) of the KEKs of `key_name`.
+
+    Who has only that master key cannot open the dataset from then on. It makes nobody forget: who unwrapped a
+    KEK before, or kept the old manifest, still reads what is there. One call, for the footer key.
+
+    Raises `ConfigError` `last-wrapping` where nothing else would open a KEK, `no-wrapping` where the master
+    key opens none, and what `grant` raises; nothing is changed then, but after `storage-unavailable` it may
+    be.
+    """
+    access = open_access(
+        url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
+    )
+    _check_opens(read_manifest(access.storage)[1], key_name, uri)
+    return change_keys(access, access.master_keys, _Revoke(uri), (key_name,), dry_run=dry_run)
+
+
+class _Revoke:
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self.wraps = 0
+
+    def __call__(self, kek: OneKek) -> tuple[WrappedKey, ...]:
+        left = tuple(wrapped for wrapped in kek.wrappings if wrapped.master_key != self._uri)
+        if not left:
+            raise ConfigError(
+                f"only {self._uri} opens a KEK of key name {kek.record.key_name!r}: "
+                "without it nobody reads the data",
+                hint="grant another master key first: encpipe grant URL --key NAME=URI",
+                code="last-wrapping",
+            )
+        return left
+
+
+def _check_opens(found: Manifest, key_name: str, uri: str) -> None:
+    keks = [kek_id for kek_id, record in kek_records(found).items() if record.key_name == key_name]
+    opening = {wrapped.master_key for kek_id in keks for wrapped in found.wrappings.get(kek_id, ())}
+    if keks and uri not in opening:
+        listed = ", ".join(sorted(opening))
+        raise ConfigError(
+            f"{uri[:300]!r} opens no KEK of key name {key_name!r}; these do: {listed}",
+            hint="name the master key as `encpipe inspect` shows it",
+            code="no-wrapping",
+        )
