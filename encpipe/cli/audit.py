@@ -20,7 +20,7 @@ app = typer.Typer(no_args_is_help=False)
 VERIFY_EXAMPLES = """
 encpipe audit verify
 encpipe audit verify /var/log/encpipe/audit.jsonl
-encpipe audit verify audit.jsonl --head 5d2c...   # as an earlier run printed it
+encpipe audit verify audit.jsonl --head 0f4cb3c2e5d1a7b8960f4cb3c2e5d1a7b8960f4cb3c2e5d1a7b8960f4cb3c2e5
 """
 
 
