@@ -20,7 +20,8 @@ def change_keys(
     """
     storage = access.storage
     wanted = None if key_names is None else tuple(key_names)
-    changed = replace_wrappings(storage, master_keys, edit, wanted, dry_run=dry_run)
+    with master_keys.audit.refusals(edit.event, dataset=storage.url):
+        changed = replace_wrappings(storage, master_keys, edit, wanted, dry_run=dry_run)
     found, calls = changed.found, changed.kms_calls
     left: tuple[Leftover, ...] = ()
     if not dry_run:

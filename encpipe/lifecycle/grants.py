@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from encpipe.access import AnyPath, open_access
+from encpipe.audit import Event
 from encpipe.config import Config
 from encpipe.errors import ConfigError
 from encpipe.keys import WrappedKey
@@ -45,6 +46,8 @@ def grant(
 
 
 class _Grant:
+    event: Event = "grant"
+
     def __init__(self, master_keys: MasterKeys, uri: str) -> None:
         self._master_keys, self._uri = master_keys, uri
         self.wraps = 0
@@ -85,6 +88,8 @@ def revoke(
 
 
 class _Revoke:
+    event: Event = "revoke"
+
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self.wraps = 0

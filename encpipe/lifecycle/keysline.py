@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol
 
 from encpipe import manifest
+from encpipe.audit import Event, Facts
 from encpipe.errors import ConfigError, ConflictError
 from encpipe.keyring import DatasetKeys
 from encpipe.keys import KeyContext, Secret, WrappedKey
@@ -48,9 +49,11 @@ class OneKek:
 
 
 class Edit(Protocol):
-    """What becomes of the wrappings of a KEK. `wraps` counts the calls it made to wrap."""
+    """What becomes of the wrappings of a KEK. `wraps` counts the calls it made to wrap; `event` is what the
+    audit log calls it."""
 
     wraps: int
+    event: Event
 
     def __call__(self, kek: OneKek) -> tuple[WrappedKey, ...]:
         """The wrappings it is to have; those it has, unchanged, leave it alone. Never none."""
@@ -152,9 +155,12 @@ def replace_wrappings(
             retained=found.retained,
             footer_kek=keys.kek(found.core.footer_kek.id),
         )
+        told = _told(storage, found, after)
+        master_keys.audit.record(edit.event, **told)
         try:
             storage.commit(MANIFEST_PATH, new, check=only(data), is_ours=_having(after, found.wrappings))
-        except ConflictError:
+        except ConflictError as error:
+            master_keys.audit.refuse(edit.event, error, **told)
             continue
         return Changed(found, keys, after, found.revision + 1, calls + edit.wraps, len(new))
     raise ConflictError(f"other writers were first {MAX_TRIES} times", hint="run the command again")
@@ -189,6 +195,22 @@ def _edited(
             done[kek_id] = before, edit(OneKek(found.core.dataset_id, record, before, keys))
         after[kek_id] = done[kek_id][1]
     return after
+
+
+def _told(storage: Storage, found: Manifest, after: Wrappings) -> Facts:
+    """What the audit log is told: the wrappings that come, or where none does those that go."""
+    changed = [kek_id for kek_id, some in after.items() if some != found.wrappings[kek_id]]
+    records = kek_records(found)
+    come = [w for kek_id in changed for w in after[kek_id] if w not in found.wrappings[kek_id]]
+    go = [w for kek_id in changed for w in found.wrappings[kek_id] if w not in after[kek_id]]
+    return {
+        "dataset": storage.url,
+        "dataset_id": found.core.dataset_id,
+        "generation": found.core.generation,
+        "revision": found.revision + 1,
+        "key_names": sorted({records[kek_id].key_name for kek_id in changed}),
+        "master_keys": come or go,
+    }
 
 
 def only(seen: bytes) -> Callable[[bytes | None], None]:

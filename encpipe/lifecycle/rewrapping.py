@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from encpipe.access import AnyPath, open_access
+from encpipe.audit import Event
 from encpipe.config import Config
 from encpipe.errors import ConfigError
 from encpipe.keys import MasterKey, WrappedKey
@@ -58,6 +59,8 @@ def rewrap(
 
 class Rewrap:
     """The edit behind `rewrap`."""
+
+    event: Event = "rewrap"
 
     def __init__(
         self,
