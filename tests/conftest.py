@@ -15,6 +15,7 @@ import pytest
 from servers.aws import Kms, MotoServer, RotoServer
 from servers.ca import CertificateAuthority
 from servers.gcpkms import Gcp, GcpServer
+from servers.openbao import DevServer, OpenBao, RaftServer
 from servers.seaweed import Seaweed, SeaweedServer
 from servers.shared import Run
 
@@ -97,4 +98,20 @@ def gcp_kms_tls(server_run: Run, ca: CertificateAuthority) -> Gcp:
     """The same over https with a certificate of `ca`."""
     return server_run.server(
         "gcpkms-tls", Gcp, lambda owner, parent: GcpServer(ca, owner_pid=owner, parent=parent)
+    )
+
+
+@pytest.fixture(scope="session")
+def openbao(server_run: Run) -> OpenBao:
+    """OpenBao in development mode. Shared: use keys of your own."""
+    return server_run.server(
+        "openbao", OpenBao, lambda owner, parent: DevServer(owner_pid=owner, parent=parent)
+    )
+
+
+@pytest.fixture(scope="session")
+def openbao_raft(server_run: Run, ca: CertificateAuthority) -> OpenBao:
+    """OpenBao with raft, TLS and an audit log. Shared, as above."""
+    return server_run.server(
+        "openbao-raft", OpenBao, lambda owner, parent: RaftServer(ca, owner_pid=owner, parent=parent)
     )
