@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from servers.gcpkms import Gcp, GcpServer
 from servers.openbao import DevServer, OpenBao, RaftServer
 from servers.seaweed import Seaweed, SeaweedServer
 from servers.shared import Run
+from servers.softhsm import SoftHsm, need_softhsm
 
 RUN = pytest.StashKey[Run]()
 
@@ -88,6 +90,22 @@ def moto_kms_tls(server_run: Run, ca: CertificateAuthority) -> Kms:
 
 
 @pytest.fixture(scope="session")
+def openbao(server_run: Run) -> OpenBao:
+    """OpenBao in development mode. Shared: use keys of your own."""
+    return server_run.server(
+        "openbao", OpenBao, lambda owner, parent: DevServer(owner_pid=owner, parent=parent)
+    )
+
+
+@pytest.fixture(scope="session")
+def openbao_raft(server_run: Run, ca: CertificateAuthority) -> OpenBao:
+    """OpenBao with raft, TLS and an audit log. Shared, as above."""
+    return server_run.server(
+        "openbao-raft", OpenBao, lambda owner, parent: RaftServer(ca, owner_pid=owner, parent=parent)
+    )
+
+
+@pytest.fixture(scope="session")
 def gcp_kms(server_run: Run) -> Gcp:
     """A fake of Google Cloud KMS."""
     return server_run.server("gcpkms", Gcp, lambda owner, parent: GcpServer(owner_pid=owner, parent=parent))
@@ -102,16 +120,10 @@ def gcp_kms_tls(server_run: Run, ca: CertificateAuthority) -> Gcp:
 
 
 @pytest.fixture(scope="session")
-def openbao(server_run: Run) -> OpenBao:
-    """OpenBao in development mode. Shared: use keys of your own."""
-    return server_run.server(
-        "openbao", OpenBao, lambda owner, parent: DevServer(owner_pid=owner, parent=parent)
-    )
-
-
-@pytest.fixture(scope="session")
-def openbao_raft(server_run: Run, ca: CertificateAuthority) -> OpenBao:
-    """OpenBao with raft, TLS and an audit log. Shared, as above."""
-    return server_run.server(
-        "openbao-raft", OpenBao, lambda owner, parent: RaftServer(ca, owner_pid=owner, parent=parent)
-    )
+def softhsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoftHsm]:
+    """SoftHSM's tokens and keys for this process, made before it loads the module."""
+    need_softhsm()
+    made = SoftHsm.create(tmp_path_factory.mktemp("softhsm"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOFTHSM2_CONF", str(made.config))
+        yield made

@@ -22,9 +22,10 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "torch": ("torch", "numpy"),
     "s3": ("s3fs", "boto3"),
     "aws": ("boto3",),
+    "pkcs11": ("python-pkcs11",),
 }
 """Extra -> its packages, as in pyproject.toml."""
-_NEEDED_BY: Final = {"aws": "aws-kms:"}
+_NEEDED_BY: Final = {"aws": "aws-kms:", "pkcs11": "pkcs11:"}
 """Extra -> how the master keys begin that cannot be used without it."""
 
 
