@@ -67,13 +67,13 @@ class FileSink:
     """One file, shared by threads and processes; made with mode 0600 if it is not there, its folder not."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._name = str(path)
         self._what = f"the audit log {str(path)!r}"
         self._process = PerProcess(_OpenFile(), lambda _: _OpenFile())
 
     def append(self, body: str) -> None:
-        with self._locked() as fd:
-            data = _following(fd, body, self._what)
+        with self._locked() as (fd, size):
+            data = _following(fd, size, body, self._what)
             written = os.write(fd, data)
             if written != len(data):
                 raise failed(self._what, f"only {written} of {len(data)} bytes were taken: the disk is full")
@@ -83,8 +83,8 @@ class FileSink:
             pass
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[int]:
-        """The descriptor of the file that the path names now, locked for this thread alone."""
+    def _locked(self) -> Iterator[tuple[int, int]]:
+        """Descriptor and size of the file that the path names now, locked for this thread alone."""
         here = self._process.get()
         try:
             with here.lock:
@@ -96,18 +96,19 @@ class FileSink:
         except OSError as error:
             raise failed(self._what, os.strerror(error.errno or 0)) from None
 
-    def _lock(self, here: _OpenFile) -> int:
+    def _lock(self, here: _OpenFile) -> tuple[int, int]:
         while True:
             if here.fd < 0:
-                here.keep(os.open(self._path, _FLAGS, 0o600))
+                here.keep(os.open(self._name, _FLAGS, 0o600))
                 if not stat.S_ISREG(os.fstat(here.fd).st_mode):
                     here.close()
                     raise failed(self._what, "it is not a regular file")
             if not wait_for_lock(here.fd, fcntl.LOCK_EX):
                 raise failed(self._what, f"it stayed locked for {LOCK_WAIT_SECONDS:.0f} s (see `lslocks`)")
             try:
-                if os.path.samestat(os.fstat(here.fd), self._path.stat()):
-                    return here.fd
+                status = os.fstat(here.fd)
+                if os.path.samestat(status, os.stat(self._name)):  # noqa: PTH116 - once for every line
+                    return here.fd, status.st_size
             except FileNotFoundError:
                 pass
             here.close()
@@ -115,11 +116,12 @@ class FileSink:
 
 def wait_for_lock(fd: int, how: int) -> bool:
     """Lock an open file (`LOCK_EX` or `LOCK_SH`). False where others held it for `LOCK_WAIT_SECONDS`."""
-    pause, deadline = _FIRST_PAUSE_SECONDS, time.monotonic() + LOCK_WAIT_SECONDS
+    pause, deadline = _FIRST_PAUSE_SECONDS, 0.0
     while True:
         try:
             fcntl.flock(fd, how | fcntl.LOCK_NB)
         except BlockingIOError:
+            deadline = deadline or time.monotonic() + LOCK_WAIT_SECONDS
             if time.monotonic() > deadline:
                 return False
             time.sleep(pause)
@@ -128,9 +130,8 @@ def wait_for_lock(fd: int, how: int) -> bool:
             return True
 
 
-def _following(fd: int, body: str, what: str) -> bytes:
+def _following(fd: int, size: int, body: str, what: str) -> bytes:
     """The line for the end of the file; before it, if the last one was cut short, what closes that."""
-    size = os.fstat(fd).st_size
     tail = _tail(fd, size, _TAIL_BYTES)
     last = tail[tail.rfind(b"\n", 0, -1) + 1 :]
     if lines.looks_whole(last) and (len(last) < len(tail) or len(tail) == size):

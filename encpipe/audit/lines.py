@@ -32,7 +32,7 @@ MAX_LINE_BYTES: Final = 1 << 20
 MAX_TEXT: Final = 1000
 """Characters of a text that are kept; the rest is cut off, and "..." stands for it."""
 MAX_ITEMS: Final = 50
-"""Key names or master keys that are listed in one line."""
+"""Key names or master keys that are listed in one line; then it says how many more there are."""
 
 Event = Literal[
     "open",
@@ -54,7 +54,9 @@ Event = Literal[
 RECORD: Final = re.compile(r'\{"prev":"(?P<prev>[0-9a-f]{64})",(?:"chain":"(?P<chain>[0-9a-f]{32})",)?"v":')
 """How every line begins."""
 _BEGIN: Final = re.compile(RECORD.pattern.encode())
+_LISTS: Final = (list, tuple)
 _JSON: Final = json.JSONDecoder()
+_encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class Facts(TypedDict, total=False):
@@ -78,9 +80,9 @@ class Facts(TypedDict, total=False):
 
 def body(event: Event, facts: Facts) -> str:
     """The line without `prev` and `chain`: what happened, when, and who did it where."""
-    told = {"v": VERSION, "time": _now(), "event": event, **_who(os.getpid())}
-    told |= {name: _shown(name, value) for name, value in facts.items()}
-    return json.dumps(told, separators=(",", ":"), allow_nan=False)[1:-1]
+    told = {name: _shown(name, value) for name, value in facts.items()}
+    rest = f",{_encode(told)[1:-1]}" if told else ""
+    return f'"v":{VERSION},"time":"{_now()}","event":"{event}",{_who(os.getpid())}{rest}'
 
 
 def line(prev: str, told: str, *, chain: str = "") -> bytes:
@@ -116,29 +118,29 @@ def parsed(text: str, start: int) -> tuple[dict[str, Any], int] | None:
 
 
 def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 @lru_cache(maxsize=2)
-def _who(pid: int) -> dict[str, Any]:
+def _who(pid: int) -> str:
     uid = os.geteuid()
     try:
         user = pwd.getpwuid(uid).pw_name
     except KeyError:  # as in many containers
         user = str(uid)
-    return {"user": user, "uid": uid, "host": socket.gethostname(), "pid": pid}
+    return _encode({"user": user, "uid": uid, "host": socket.gethostname(), "pid": pid})[1:-1]
 
 
 def _shown(name: str, value: Any) -> Any:
-    match value:
-        case str():
-            return value if len(value) <= MAX_TEXT else value[:MAX_TEXT] + "..."
-        case int():
-            return value
-        case WrappedKey():
-            return {"uri": _shown(name, value.master_key), "version": _shown(name, value.version)}
-        case Mapping():
-            return {_shown(name, key): int(count) for key, count in value.items()}
-        case list() | tuple():
-            return [_shown(name, item) for item in value[:MAX_ITEMS]]
+    if isinstance(value, str):
+        return value if len(value) <= MAX_TEXT else value[:MAX_TEXT] + "..."
+    if isinstance(value, int):
+        return value
+    if isinstance(value, WrappedKey):
+        return {"uri": _shown(name, value.master_key), "version": _shown(name, value.version)}
+    if isinstance(value, _LISTS):
+        more = [f"and {len(value) - MAX_ITEMS} more"] if len(value) > MAX_ITEMS else []
+        return [_shown(name, item) for item in value[:MAX_ITEMS]] + more
+    if isinstance(value, Mapping):
+        return {_shown(name, key): int(count) for key, count in value.items()}
     raise TypeError(f"{name} of an audit line is a {type(value).__name__}")
