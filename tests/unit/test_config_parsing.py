@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from encpipe.config import Config, load_config, load_policy, parse_config
+from encpipe.config import AuditConfig, Config, load_config, load_policy, parse_config
 from encpipe.errors import ConfigError, PolicyError
 from encpipe.policy import Policy
 
@@ -100,6 +100,11 @@ def test_an_unknown_key_is_an_error_with_a_suggestion(text: str, place: str, hin
         ("[keys]\nFooter = ['local:a']\n", "key 'Footer' is not a key name"),
         ("[trust]\nsigners = ['ann']\n", "key 'signers' holds 'ann', which is not a signer"),
         ("[signing]\nkey_file = 3\n", "[signing]: key 'key_file' must be a string, and is a number"),
+        ("[audit]\nsink = 'syslog'\n", "[audit]: key 'sink' must be one of: file:PATH, stderr, logger:NAME"),
+        ("[audit]\nsink = 'file:'\n", "[audit]: key 'sink' must be one of"),
+        ("[audit]\nrequired = true\n", "[audit]: key 'sink' must be one of"),
+        ("[audit]\nsink = 'stderr'\nrequired = 1\n", "[audit]: key 'required' must be true or false"),
+        ("[audit]\nsink = 'stderr'\nrequird = true\n", "[audit]: unknown key 'requird'"),
         ("[trust]\nmaster_keys = ['']\n", "[trust]: key 'master_keys' must be a list of strings"),
         ("[policy]\nstrict = 1\n", "[policy]: key 'strict' must be true or false, and is a number"),
         ("[policy]\ncolumns = ['a']\n", "key 'columns' must be a table, and is a list"),
@@ -115,6 +120,20 @@ def test_a_value_that_does_not_fit_is_told_with_file_table_and_key(text: str, me
         parse_config(text, SOURCE)
     assert str(SOURCE) in caught.value.message
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", AuditConfig(None, True)),
+        ("[audit]\nsink = 'file:log/audit.jsonl'\n", AuditConfig("file:/etc/encpipe/log/audit.jsonl")),
+        ("[audit]\nsink = 'file:/var/a'\nrequired = false\n", AuditConfig("file:/var/a", required=False)),
+        ("[audit]\nsink = 'stderr'\n", AuditConfig("stderr")),
+        ("[audit]\nsink = 'logger:encpipe.audit'\n", AuditConfig("logger:encpipe.audit")),
+    ],
+)
+def test_where_the_audit_log_goes(text: str, expected: AuditConfig) -> None:
+    assert parse_config(text, SOURCE).audit == expected
 
 
 def test_a_passphrase_in_the_wrong_place_is_not_repeated() -> None:
