@@ -12,7 +12,6 @@ LOGGERS_WITH_BODIES: Final = (
     "botocore.endpoint",
     "botocore.parsers",
     "google.auth.transport.requests",
-    "google.cloud.kms_v1.services.key_management_service.client",
     "google.cloud.kms_v1.services.key_management_service.transports.rest",
 )
 

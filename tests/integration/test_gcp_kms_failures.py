@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import google_crc32c
 import pytest
+from requests.adapters import HTTPAdapter
 from servers.ca import CertificateAuthority, IssuedCertificate
 from servers.gcpkms import RING, Gcp, GcpServer
 
@@ -37,6 +38,7 @@ from encpipe.errors import (
 from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey
 from encpipe.kms.base import KmsSettings
 from encpipe.kms.gcp import GcpKms
+from encpipe.kms.sdklogs import without_bodies
 from encpipe.testing.faultproxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.server
@@ -371,6 +373,21 @@ def test_a_slow_service_is_given_up_at_the_deadline(
     assert time.monotonic() - start < 4
 
 
+def test_the_timeouts_of_an_attempt_are_the_tables(
+    gcp_kms: Gcp, name: str, wrapped: WrappedKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, seen = HTTPAdapter.send, []
+
+    def noted(adapter: HTTPAdapter, request: Any, **options: Any) -> Any:
+        seen.append(options["timeout"])
+        return send(adapter, request, **options)
+
+    monkeypatch.setattr(HTTPAdapter, "send", noted)
+    key = service(gcp_kms, connect_timeout=3.5, read_timeout=7).master_key(f"gcp-kms:{name}")
+    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
+    assert seen == [(3.5, 7)]
+
+
 def test_no_server_is_an_outage(gcp_kms: Gcp, name: str, wrapped: WrappedKey) -> None:
     with socket.socket() as taken:  # bound, not listening: nobody else can listen there meanwhile
         taken.bind(("127.0.0.1", 0))
@@ -476,7 +493,7 @@ def test_what_the_service_says_is_not_shown_when_it_could_be_the_key(
         assert KEK_BASE64 not in f"{refused.value.message} {refused.value.hint}"
 
 
-def test_debug_logs_hold_no_key(
+def test_debug_logs_hold_no_key_and_no_token(
     key: MasterKey, proxy: FaultProxy, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("google"), "propagate", True)  # the SDK may have set it aside
@@ -490,9 +507,13 @@ def test_debug_logs_hold_no_key(
     failed(key, wrapped, UnwrapError)
     assert "urllib3" in caplog.text
     logged = caplog.text + repr([vars(record) for record in caplog.records])
-    for spelling in (KEK_BASE64, repr(KEK.reveal())[2:-1], KEK.reveal().hex()):
+    for spelling in (KEK_BASE64, repr(KEK.reveal())[2:-1], KEK.reveal().hex(), "Bearer"):
         assert spelling not in logged
-    logging.getLogger("google.auth.transport.requests").debug("others may log")
+    http = logging.getLogger("google.auth.transport.requests")  # logs bodies that it is given as bytes
+    with without_bodies():
+        http.debug("a body")
+    http.debug("others may log")
+    assert "a body" not in caplog.text
     assert "others may log" in caplog.text
 
 
