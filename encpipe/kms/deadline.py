@@ -77,7 +77,10 @@ def call_within(seconds: float, service: str, attempt: Callable[[], Answer]) -> 
         return call.answer.pop()
     if done and call.error is not None:
         error, call.error = call.error, None
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # it holds this frame, and with it what the attempt needed
     last = f" (before that: {call.error.message})" if isinstance(call.error, EncpipeError) else ""
     raise KmsUnavailableError(
         f"{service} did not answer within {seconds:g} s{last}",

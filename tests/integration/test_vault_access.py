@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -270,3 +272,18 @@ def test_the_renewing_thread_ends_with_the_service(bao: OpenBao, uri: str, tmp_p
     del kms
     gc.collect()
     eventually(lambda: not started[0].is_alive())
+
+
+def test_a_refusal_keeps_no_service_alive(bao: OpenBao, uri: str, tmp_path: Path) -> None:
+    """An error that holds its own frame would: until the next collection, with the key that was asked for."""
+    gc.collect()
+    gc.disable()
+    try:
+        kms = service(bao, **as_role(bao, tmp_path, allowing(READER, uri)))
+        with contextlib.suppress(KeyAccessDeniedError):
+            kms.master_key(uri).wrap(KEK, aad=CONTEXT)
+        left = weakref.ref(kms)
+        del kms
+        assert left() is None
+    finally:
+        gc.enable()
