@@ -33,6 +33,7 @@ from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey
 from encpipe.kms import pkcs11_module, pkcs11_wrapping
 from encpipe.kms.base import KmsSettings
 from encpipe.kms.pkcs11 import Pkcs11Kms
+from encpipe.kms.pkcs11_settings import KeyPlace
 
 pytestmark = pytest.mark.system
 
@@ -395,7 +396,7 @@ def test_a_stuck_token_is_given_up_at_the_deadline_and_used_again_later(faults: 
 
 
 def test_a_busy_module_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = key().place  # type: ignore[attr-defined]  # a Pkcs11Key
+    place = KeyPlace("main", "one")
     module = pkcs11_module.module(str(MODULE))
     with module.lock:
         failed(
@@ -517,6 +518,36 @@ def test_a_forked_child_logs_in_anew_and_leaves_the_parent_alone() -> None:
     assert in_child(lambda: in_child(child))  # a grandchild
     assert opens(master, wrapped)
     assert {id(login.session) for login in sessions.values()} == before
+
+
+class Library:
+    """A module, as the SDK shows it, that writes down what is called; SoftHSM would go on without any of it."""
+
+    def __init__(self, *, notices_forks: bool) -> None:
+        self.calls: list[str] = []
+        self._notices_forks = notices_forks
+
+    def finalize(self) -> None:
+        self.calls.append("finalize")
+        if self._notices_forks:
+            raise pkcs11.PKCS11Error("Initialisation error (not initialized). Should never see this.")
+
+    def initialize(self) -> None:
+        self.calls.append("initialize")
+
+    def get_slots(self) -> list[Any]:
+        self.calls.append("slots")
+        return []
+
+
+@pytest.mark.parametrize("notices_forks", [True, False])
+def test_a_forked_child_initialises_the_module_once_before_anything_else(notices_forks: bool) -> None:
+    library, place = Library(notices_forks=notices_forks), KeyPlace("main", "one")
+    inherited = pkcs11_module.Module("/no/module.so", loaded=library).inherited()
+    for _ in range(2):
+        with pytest.raises(pkcs11.NoSuchToken):
+            inherited.use(place, Secret(PIN.encode()), lambda *_: None, seconds=1)
+    assert library.calls == ["finalize", "initialize", "slots", "slots"]
 
 
 def test_forks_in_the_middle_of_calls() -> None:
