@@ -289,3 +289,19 @@ def test_no_key_is_in_a_report(scene: Scene) -> None:
     for kek in keks:
         assert kek.hex() not in shown
         assert repr(kek) not in shown
+
+
+def test_a_kek_that_only_a_retained_core_names_is_rewrapped_and_checked(scene: Scene) -> None:
+    made = found(scene)
+    with scene.open() as dataset:
+        keks = {kek.id: dataset._state.keys.kek(kek.id) for kek in made.core.keks}
+    core = replace(made.core, generation=3, keks=(made.core.footer_kek,))
+    data = manifests.build(
+        core, revision=3, wrappings=made.wrappings, retained=made.history, keks=keks, keys_raw=made.keys_raw
+    )
+    (scene.folder / MANIFEST).write_bytes(data)
+    scene.kms.rotate("pii")
+    assert [c.added for c in rewrap(scene, key_names=["pii"]).changes] == [(("memory:pii", "2"),)]
+    kms, access = faulty(scene)
+    kms.fail("wrong-key", "memory:pii")
+    unchanged(scene, UnwrapError, lambda: rewrap(scene, key_names=["pii"], **access))
