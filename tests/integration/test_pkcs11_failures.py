@@ -521,7 +521,7 @@ def test_a_forked_child_logs_in_anew_and_leaves_the_parent_alone() -> None:
 
 
 class Library:
-    """A module, as the SDK shows it, that writes down what is called; SoftHSM would go on without any of it."""
+    """A module as the SDK shows it. It writes down what is called; SoftHSM would go on without any of it."""
 
     def __init__(self, *, notices_forks: bool) -> None:
         self.calls: list[str] = []
