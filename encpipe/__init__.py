@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from encpipe.export import decrypt_dataset
     from encpipe.inspection import inspect_dataset
     from encpipe.kms.registry import MasterKeys
+    from encpipe.lifecycle.gc import gc
     from encpipe.lifecycle.grants import grant, revoke
     from encpipe.lifecycle.rewrapping import needs_rewrap, rewrap
     from encpipe.policy import Policy
@@ -57,6 +58,7 @@ _HOME = {
     "Policy": "policy",
     "append_dataset": "writer",
     "decrypt_dataset": "export",
+    "gc": "lifecycle.gc",
     "grant": "lifecycle.grants",
     "inspect_dataset": "inspection",
     "load_config": "config",
@@ -96,6 +98,7 @@ __all__ = [
     "UnwrapError",
     "append_dataset",
     "decrypt_dataset",
+    "gc",
     "grant",
     "inspect_dataset",
     "load_config",

@@ -15,6 +15,7 @@ from encpipe.dataset import Dataset
 from encpipe.errors import IntegrityError, KmsError, SignatureError, StorageError, UntrustedKeyError
 from encpipe.filelist import FileEntry
 from encpipe.kms.registry import MasterKeys
+from encpipe.lifecycle.gcplan import list_of_mark
 from encpipe.pins import Pins
 from encpipe.sealing import ProgressCallback, Tally
 from encpipe.state import MANIFEST_PATH, State, load_state, read_list
@@ -191,5 +192,6 @@ def _unlisted(access: Access, states: Iterable[State]) -> tuple[tuple[str, ...],
         named.add(state.view.core.list_name)
         named |= {entry.path for entry in state.files.files}
     others = [info.path for info in access.storage.list() if info.path not in named]
+    others = [path for path in others if list_of_mark(path) is None]
     pending = tuple(path for path in others if path.startswith(_PENDING))
     return tuple(path for path in others if not path.startswith(_PENDING)), pending

@@ -54,6 +54,7 @@ FROZEN: dict[str, set[str]] = {
     "rewrap": {"URL", "--key", "--older-than", "--dry-run", "--storage-option", "--config", "--json"},
     "grant": {"URL", "--key", "--storage-option", "--config", "--json"},
     "revoke": {"URL", "--key", "--dry-run", "--storage-option", "--config", "--json"},
+    "gc": {"URL", "--keep", "--older-than", "--grace", "--dry-run", *READ},
     "audit": set(),
     "audit verify": {"FILE", "--head", "--config", "--json"},
     "doctor": {"--config", "--json"},

@@ -1,0 +1,525 @@
+"""gc beside writers, readers and other gcs, and stopped anywhere: the dataset stays whole, garbage goes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import steps
+from scene import KEYS, PII, Scene, ended, forked, ids, people, save
+
+from encpipe import (
+    Config,
+    ConfigError,
+    IntegrityError,
+    KmsUnavailableError,
+    ManifestError,
+    StaleDatasetError,
+    StorageError,
+    UntrustedKeyError,
+)
+from encpipe.lifecycle import gcplan
+from encpipe.lifecycle.gc import Collected, gc
+from encpipe.testing import InMemoryKms
+
+OLD, NEW, MORE = list(range(6)), list(range(10, 16)), list(range(20, 26))
+DAY = timedelta(days=1)
+NOW = timedelta(0)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(str(tmp_path / "dataset"))
+
+
+def collect(scene: Scene, **more: Any) -> Collected:
+    return gc(scene.url, **{**scene.access, **more})
+
+
+def age(scene: Scene, days: float, what: str = "") -> None:
+    """Let everything that is there (with `what` in its path) be older by `days`."""
+    for path in scene.folder.rglob("*"):
+        if path.is_file() and what in str(path):
+            then = path.stat().st_mtime - days * 86_400
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(path, (then, then))
+
+
+def hashes(scene: Scene) -> dict[str, str]:
+    return {path: hashlib.sha256((scene.folder / path).read_bytes()).hexdigest() for path in scene.objects()}
+
+
+def assert_clean(scene: Scene, rows: list[int], when: str = "") -> None:
+    """The rows are there, every byte is as committed, and nothing is there that no generation names."""
+    assert ids(scene.table()) == rows, when
+    found = scene.verify()
+    assert (found.problems, found.unlisted, found.pending) == ((), (), ()), when
+
+
+# generations
+
+
+def test_a_generation_leaves_and_its_files_follow_after_the_grace_time(scene: Scene) -> None:
+    scene.write(people(0))
+    scene.write(people(10), overwrite=True)
+    age(scene, 30)
+    with scene.open(generation=1) as reader, scene.open() as newest:
+        before, core = hashes(scene), newest.core_digest
+        found = collect(scene, keep=1)
+        assert (found.left, found.kept, found.generation) == ((1,), (2,), 2)
+        assert (found.removed, found.waiting) == ((), 2)
+        assert found.revision == scene.inspect().revision == 3
+        with pytest.raises(StaleDatasetError, match="generation 1 is not in the manifest"):
+            scene.open(generation=1)
+        assert ids(reader.to_table()) == OLD
+        after = hashes(scene)
+        changed = {path for path in before if after[path] != before[path]}
+        assert changed == {"_encpipe/manifest.json"}
+        assert scene.open(expect_core=core, min_generation=2).core_digest == core
+        assert collect(scene, keep=1).removed == ()
+        assert len(scene.verify().unlisted) == 2, "the file and the list, not the mark"
+        assert ids(reader.to_table()) == OLD
+    age(scene, 8, "left")
+    gone = collect(scene)
+    assert len(gone.removed) == 3, "a file, a list and a mark"
+    assert gone.revision == 4
+    assert_clean(scene, NEW)
+    assert collect(scene).revision == 4, "nothing to do, nothing written"
+
+
+def test_files_that_a_later_generation_keeps_stay(scene: Scene) -> None:
+    scene.write(people(0))
+    scene.append(people(10))
+    scene.append(people(20))
+    found = collect(scene, keep=2, grace=NOW)
+    assert found.left == (1,)
+    assert [path for path in found.removed if path.endswith(".parquet")] == []
+    assert ids(scene.table(generation=2)) == OLD + NEW
+    assert_clean(scene, OLD + NEW + MORE)
+
+
+def test_without_being_asked_no_readable_generation_goes(scene: Scene) -> None:
+    scene.write(people(0))
+    scene.write(people(10), overwrite=True)
+    age(scene, 400)
+    found = collect(scene)
+    assert (found.left, found.removed, found.kept) == ((), (), (1, 2))
+    assert ids(scene.table(generation=1)) == OLD
+    assert collect(scene, older_than=500 * DAY).left == ()
+    assert collect(scene, older_than=300 * DAY).left == (1,)
+
+
+def test_generations_that_commits_pushed_out_go_after_the_grace_time(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.write(people(0))
+    reader = scene.open()
+    monkeypatch.setattr("encpipe.manifest.RETAINED_GENERATIONS", 1)
+    monkeypatch.setattr(gcplan, "RETAINED_GENERATIONS", 1)
+    scene.write(people(10), overwrite=True)
+    age(scene, 30)
+    scene.write(people(20), overwrite=True)
+    assert scene.inspect(use_keys=False).retained_generations == (2,)
+    found = collect(scene)
+    assert (found.removed, found.waiting) == ((), 2)
+    assert ids(reader.to_table()) == OLD
+    reader.close()
+    age(scene, 8)
+    assert collect(scene).waiting == 0
+    assert_clean(scene, MORE)
+
+
+def test_keks_go_with_the_last_generation_that_uses_them(scene: Scene) -> None:
+    scene.write(people(0))
+    scene.kms.create("second")
+    both = replace(scene, config=Config(keys={**KEYS, "footer": ("memory:second", "memory:main")}))
+    both.write(people(10), overwrite=True, policy=PII)
+    old = [kek.id for kek in both.inspect().keks if kek.state == "retired"]
+    assert len(old) == 1
+    assert collect(both).keks == ()
+    found = collect(both, keep=1)
+    assert found.keks == tuple(old)
+    assert [kek.wrappings for kek in both.inspect().keks if kek.id in old] == [()]
+    both.append(people(20))
+    age(scene, 8)
+    collect(both)
+    assert_clean(both, NEW + MORE)
+
+
+# stopped writes
+
+
+def stopped_write(scene: Scene, monkeypatch: pytest.MonkeyPatch, source: Path, at: str, nth: int = 1) -> None:
+    """An append that was killed before the n-th step that begins with `at`."""
+    log = steps.Log()
+
+    def before(n: int, step: str) -> None:
+        if step.startswith(at) and sum(s.startswith(at) for s in log.steps[: n + 1]) == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    log.before = before
+    with monkeypatch.context() as patched:
+        steps.install(patched, log)
+        assert ended(forked(lambda: scene.append(source, workers=1))) == -signal.SIGKILL
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save(tmp_path / "new", people(10), people(20))
+
+
+@pytest.mark.parametrize("at", ["create_file", "publish", "create _encpipe/files", "commit"])
+def test_a_stopped_write_can_go_on_for_the_grace_time(
+    scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    scene.write(people(0))
+    nth = 2 if at in ("create_file", "publish") else 1
+    stopped_write(scene, monkeypatch, source, at, nth)
+    age(scene, 20)
+    age(scene, -14, ".sealed")  # the last file was recorded 6 days ago
+    found = collect(scene, keep=1)
+    assert (found.writes, len(found.writes_kept)) == ((), 1)
+    report = scene.append(source, workers=1)
+    assert report.resumed_files == (1 if nth == 2 else 2)
+    for _ in range(2):  # the list that it did not get to commit may once have been read, for all gc knows
+        age(scene, 90)
+        collect(scene)
+    assert_clean(scene, OLD + NEW + MORE)
+
+
+def test_a_stopped_write_is_thrown_away_with_its_files(
+    scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.write(people(0))
+    stopped_write(scene, monkeypatch, source, "publish", nth=2)
+    left = [path for path in scene.objects() if path not in ("_encpipe/manifest.json",)]
+    age(scene, 8)
+    found = collect(scene)
+    assert len(found.writes) == 1
+    assert found.writes_kept == ()
+    assert len(found.removed) == len(left) - 2 == 4, "journal, record, file and temp file"
+    assert_clean(scene, OLD)
+    assert scene.append(source).resumed_files == 0
+    assert_clean(scene, OLD + NEW + MORE)
+
+
+def test_what_a_write_builds_upon_stays_while_it_may_go_on(
+    scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it could not tell whether its own commit happened."""
+    scene.write(people(0))
+    stopped_write(scene, monkeypatch, source, "commit")
+    (journal,) = [path for path in scene.objects() if path.endswith("/journal.json")]
+    with scene.storage().hold(journal.replace("journal.json", "lock")):
+        scene.append(people(50))
+        scene.append(people(60))
+    found = collect(scene, keep=1)
+    assert found.left == ()
+    assert scene.append(source).resumed_files == 2
+    assert collect(scene, keep=1, grace=NOW).left == (1, 2, 3)
+    assert_clean(scene, [*OLD, *range(50, 56), *range(60, 66), *NEW, *MORE])
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b'{"format": "encpipe/9"}'])
+def test_a_journal_that_cannot_be_read_keeps_everything(
+    scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    scene.write(people(0))
+    scene.write(people(0), overwrite=True)
+    age(scene, 30)
+    stopped_write(scene, monkeypatch, source, "publish", nth=2)
+    (journal,) = [path for path in scene.objects() if path.endswith("/journal.json")]
+    (scene.folder / journal).write_bytes(data)
+    found = collect(scene, keep=1)
+    assert (found.left, found.removed, len(found.writes_kept)) == ((), (), 1)
+    age(scene, 8)
+    assert len(collect(scene).writes) == 1
+    assert_clean(scene, OLD)
+
+
+# races
+
+
+def at_step(number: int, action: Callable[[], object]) -> steps.Log:
+    """Calls `action` before step `number`; its own steps are not counted."""
+    log, inside = steps.Log(), False
+
+    def before(n: int, step: str) -> None:
+        nonlocal inside
+        in_check = step.startswith("size") and log.steps[n - 1].startswith("commit")  # holds the lock
+        if not inside and n == number and not in_check:
+            inside = True
+            action()
+
+    log.before = before
+    return log
+
+
+def interrupted(number: int, action: Callable[[], object], run: Callable[[], object]) -> str:
+    """`run` with `action` before step `number`: which step that was, or "" when `run` has not so many."""
+    log = at_step(number, action)
+    with pytest.MonkeyPatch.context() as patched:
+        steps.install(patched, log)
+        run()
+    return log.steps[number] if number < len(log.steps) else ""
+
+
+WRITES: dict[str, tuple[Callable[[Scene, Path], object], list[int]]] = {
+    "append": (lambda scene, source: scene.append(source, workers=1), OLD + NEW + MORE),
+    "overwrite": (lambda scene, source: scene.write(source, workers=1, overwrite=True), NEW + MORE),
+}
+
+
+def old_and_gc(scene: Scene) -> None:
+    """As in a week-long write: all there is is old."""
+    age(scene, 30)
+    collect(scene, keep=1, grace=NOW)
+
+
+@pytest.mark.parametrize("kind", WRITES)
+def test_a_gc_at_any_step_of_a_write_does_it_no_harm(scene: Scene, source: Path, kind: str) -> None:
+    write, after = WRITES[kind]
+    number, step = -1, "start"
+    while step:
+        number += 1
+        here = scene.at(f"{scene.url}-{number}")
+        here.write(people(50))
+        here.write(people(0), overwrite=True)
+
+        step = interrupted(number, partial(old_and_gc, here), partial(write, here, source))
+        assert ids(here.table()) == after, step
+        here.check_whole()
+        collect(here, keep=1, grace=NOW)
+        assert_clean(here, after, step)
+    assert number > 15
+
+
+@pytest.mark.parametrize("kind", WRITES)
+def test_a_write_at_any_step_of_a_gc_does_it_no_harm(scene: Scene, source: Path, kind: str) -> None:
+    write, after = WRITES[kind]
+    number, step = -1, "start"
+    while step:
+        number += 1
+        here = scene.at(f"{scene.url}-{number}")
+        here.write(people(50))
+        here.write(people(0), overwrite=True)
+        age(here, 30)
+        step = interrupted(
+            number,
+            partial(write, here, source),
+            partial(collect, here, keep=1, grace=NOW),
+        )
+        if step:
+            assert ids(here.table()) == after, step
+            here.check_whole()
+            collect(here, keep=1, grace=NOW)
+            assert_clean(here, after, step)
+    assert number > 5
+
+
+def reads(scene: Scene, rows: list[int]) -> None:
+    assert ids(scene.table()) == rows
+
+
+def test_readers_at_any_step_of_a_gc_read_on(scene: Scene) -> None:
+    """One that opened a generation before it left, and one that opens the newest at this very step."""
+    number, step = -1, "start"
+    while step:
+        number += 1
+        here = scene.at(f"{scene.url}-{number}")
+        here.write(people(0))
+        here.write(people(10), overwrite=True)
+        age(here, 30)
+        with here.open(generation=1) as reader:
+            step = interrupted(number, partial(reads, here, NEW), partial(collect, here, keep=1))
+            assert ids(reader.to_table()) == OLD, step
+    assert number > 5
+
+
+def test_two_gcs_at_once(scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    number, step = -1, "start"
+    while step:
+        number += 1
+        here = scene.at(f"{scene.url}-{number}")
+        here.write(people(50))
+        here.write(people(0), overwrite=True)
+        stopped_write(here, monkeypatch, source, "publish", nth=2)
+        age(here, 30)
+        one_gc = partial(collect, here, keep=1, grace=NOW)
+        step = interrupted(number, one_gc, one_gc)
+        assert_clean(here, OLD, step)
+    assert number > 10
+
+
+@pytest.mark.parametrize("grace", [NOW, 7 * DAY])
+def test_killed_at_any_step_the_next_gc_does_the_rest(
+    scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch, grace: timedelta
+) -> None:
+    number, code = -1, -signal.SIGKILL
+    while code == -signal.SIGKILL:
+        number += 1
+        here = scene.at(f"{scene.url}-{number}")
+        here.write(people(50))
+        here.write(people(0), overwrite=True)
+        stopped_write(here, monkeypatch, source, "publish", nth=2)
+        age(here, 30)
+        with here.open(generation=1) as reader:
+            log = steps.Log()
+            log.before = steps.die_before(number)
+            with monkeypatch.context() as patched:
+                steps.install(patched, log)
+                code = ended(forked(partial(collect, here, keep=1, grace=grace)))
+            assert ids(here.table()) == OLD, number
+            assert here.verify().problems == (), number
+            collect(here, keep=1, grace=grace)
+            if grace:
+                assert ids(reader.to_table()) == list(range(50, 56)), number
+        age(here, 8)
+        collect(here, keep=1, grace=grace)
+        assert_clean(here, OLD, str(number))
+    assert code == 0
+    assert number > 10
+
+
+# what stops it
+
+
+def test_dry_run_tells_what_would_go_and_changes_nothing(
+    scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.write(people(50))
+    scene.write(people(0), overwrite=True)
+    stopped_write(scene, monkeypatch, source, "publish", nth=2)
+    age(scene, 30)
+    before = {path: path.stat().st_mtime_ns for path in scene.folder.rglob("*") if path.is_file()}
+    told = collect(scene, keep=1, grace=NOW, dry_run=True)
+    assert before == {path: path.stat().st_mtime_ns for path in scene.folder.rglob("*") if path.is_file()}
+    done = collect(scene, keep=1, grace=NOW)
+    assert told.dry_run
+    assert replace(told, dry_run=False, revision=done.revision) == done
+    assert_clean(scene, OLD)
+
+
+def test_dry_run_sees_a_live_writer(scene: Scene, source: Path) -> None:
+    scene.write(people(0))
+    told: list[Collected] = []
+
+    def look() -> None:
+        age(scene, 30)
+        told.append(collect(scene, grace=NOW, dry_run=True))
+
+    log = steps.Log()
+    log.before = lambda n, step: look() if step.startswith("commit") else None
+    with pytest.MonkeyPatch.context() as patched:
+        steps.install(patched, log)
+        scene.append(source)
+    (found,) = told
+    assert (len(found.writes_kept), found.writes, found.removed) == (1, (), ())
+
+
+@pytest.mark.parametrize("what", ["files-1", "files-2"])
+def test_a_list_that_is_gone_stops_it(scene: Scene, what: str) -> None:
+    """Nobody can tell then which files are named."""
+    scene.write(people(0))
+    scene.append(people(10))
+    age(scene, 30)
+    for path in scene.folder.glob(f"_encpipe/{what}*"):
+        path.unlink()
+    before = hashes(scene)
+    with pytest.raises(ManifestError) as refused:
+        collect(scene)
+    assert refused.value.code == "file-missing"
+    assert hashes(scene) == before
+
+
+def test_a_generation_whose_list_is_damaged_can_leave(scene: Scene) -> None:
+    scene.write(people(0))
+    scene.write(people(10), overwrite=True)
+    age(scene, 30)
+    (damaged,) = scene.folder.glob("_encpipe/files-1*")
+    damaged.write_bytes(b"damaged")
+    with pytest.raises(IntegrityError):
+        collect(scene)
+    found = collect(scene, keep=1)
+    assert (found.left, found.removed) == ((1,), ())
+    age(scene, 8)
+    collect(scene)
+    assert_clean(scene, NEW)
+
+
+def test_an_older_manifest_removes_nothing(scene: Scene) -> None:
+    scene.write(people(0))
+    older = (scene.folder / "_encpipe/manifest.json").read_bytes()
+    scene.append(people(10))
+    scene.append(people(20))
+    (scene.folder / "_encpipe/manifest.json").write_bytes(older)
+    age(scene, 30)
+    before = hashes(scene)
+    for more in ({}, {"min_generation": 3}):
+        with pytest.raises(StaleDatasetError):
+            collect(scene, **more)
+    assert hashes(scene) == before
+
+
+def test_wrong_settings_and_missing_keys_are_refused_before_anything_happens(
+    scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StorageError, match="no encpipe dataset"):
+        collect(scene)
+    scene.write(people(0))
+    stopped_write(scene, monkeypatch, source, "publish", nth=2)
+    age(scene, 30)
+    before = hashes(scene)
+    for more in ({"keep": 0}, {"grace": -DAY}, {"older_than": -DAY}):
+        with pytest.raises(ConfigError) as refused:
+            collect(scene, **more)
+        assert refused.value.code == "usage"
+    with pytest.raises(UntrustedKeyError):
+        collect(scene.knowing("pii"))
+    with pytest.raises(StaleDatasetError):
+        collect(scene, expect_dataset="0" * 32)
+    assert hashes(scene) == before
+
+
+def test_an_outage_of_the_key_service_removes_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.write(people(0))
+    before = hashes(scene)
+
+    def down(*_: object, **__: object) -> None:
+        raise KmsUnavailableError("no answer")
+
+    monkeypatch.setattr(InMemoryKms, "master_key", down)
+    with pytest.raises(KmsUnavailableError):
+        collect(scene, keep=1, grace=NOW)
+    assert hashes(scene) == before
+
+
+def test_what_is_not_ours_is_left_alone(scene: Scene) -> None:
+    scene.write(people(0))
+    inner = scene.at(f"{scene.url}/data/inner")
+    inner.write(people(10))
+    (scene.folder / "README.md").write_text("mine")
+    age(scene, 100)
+    found = collect(scene, grace=NOW)
+    assert found.removed == ()
+    assert "README.md" in found.foreign
+    assert_clean(inner, NEW)
+    assert ids(scene.table()) == OLD
+
+
+def test_in_memory_too(tmp_path: Path) -> None:
+    scene = Scene(f"memory://{tmp_path.name}-{os.getpid()}-gc")
+    scene.write(people(0))
+    scene.write(people(10), overwrite=True)
+    assert collect(scene, keep=1).waiting == 2
+    assert collect(scene, keep=1, grace=NOW).waiting == 0
+    assert_clean(scene, NEW)
