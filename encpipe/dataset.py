@@ -375,7 +375,7 @@ class Dataset:
         checked = self._shape.layout.is_uniform and self._whole is None
         if not (checked or trust_storage_after_the_check):
             raise EncpipeError(
-                "PyArrow would not notice another file, a plaintext file even, put in the place of a checked one",
+                "PyArrow would not notice another file, even a plaintext file, in the place of a checked one",
                 hint="use scan() or the dataset itself as an Arrow stream; where nobody else can write the "
                 "storage, to_pyarrow(trust_storage_after_the_check=True)",
                 code="unsupported",

@@ -265,6 +265,40 @@ def test_a_leftover_journal_of_another_signer_is_in_nobodys_way(
     team.plain.check_whole()
 
 
+def test_a_re_wrap_keeps_every_signature(team: Team) -> None:
+    team.signer.write(people())
+    team.signer.append(people(10))
+    team.plain.kms.rotate("main")
+    report = encpipe.rewrap(team.plain.url, **team.reader.access)
+    assert report.revision == 3
+    team.plain.kms.rotate("main")
+    assert ids(team.reader.table()) == OLD + NEW
+    assert ids(team.reader.table(generation=1)) == OLD
+    assert [info.trusted for info in team.reader.inspect().signers] == [True]
+
+
+def test_an_unsigned_dataset_is_not_re_wrapped_by_who_trusts_signers(team: Team) -> None:
+    team.plain.write(people())
+    refused(lambda: encpipe.rewrap(team.plain.url, **team.reader.access))
+
+
+def test_a_stopped_signed_write_goes_on_after_a_re_wrap(
+    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team.signer.write(people())
+    source = save(tmp_path / "new", people(10), people(20))
+
+    def run() -> Any:
+        return team.signer.append(source, workers=1)
+
+    stop(monkeypatch, run, "create_file", 2)
+    team.plain.kms.rotate("main")
+    encpipe.rewrap(team.plain.url, **team.plain.access)
+    report = run()
+    assert (report.resumed_files, report.rows) == (1, 12)
+    assert len(ids(team.reader.table())) == 18
+
+
 # Signing what is there
 
 
