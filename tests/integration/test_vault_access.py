@@ -147,6 +147,21 @@ def test_two_identities_read_what_their_policies_say(bao: OpenBao, tmp_path: Pat
         dataset.to_table()
 
 
+def test_a_new_version_takes_over_in_two_calls_and_the_old_one_may_go(bao: OpenBao, tmp_path: Path) -> None:
+    keys = {"footer": bao.create_key()}
+    name, url = keys["footer"].removeprefix("vault:"), str(tmp_path / "people")
+    config = dataset_config(bao, keys, **as_role(bao, tmp_path, allowing(WRITER, keys["footer"])))
+    encpipe.write_dataset(people(), url, config=config)
+    bao.ask("post", f"transit/keys/{name}/rotate")
+    since = bao.audit_end()
+    encpipe.rewrap(url, config=config)
+    calls = [path for path in paths(bao, since) if path.startswith("transit/")]
+    assert calls == [f"transit/decrypt/{name}", f"transit/encrypt/{name}"]
+    bao.ask("post", f"transit/keys/{name}/config", {"min_decryption_version": 2})
+    with encpipe.open_dataset(url, config=config) as dataset:
+        assert dataset.to_table().equals(people())
+
+
 def test_namespaces(bao: OpenBao, tmp_path: Path) -> None:
     name = f"team-{os.urandom(4).hex()}"
     bao.ask("post", f"sys/namespaces/{name}", {})
