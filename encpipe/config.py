@@ -18,10 +18,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from encpipe.configparts import AuditConfig, KeyringConfig, SigningConfig, TlsConfig, TrustConfig
 from encpipe.configtable import Table
 from encpipe.errors import ConfigError, PolicyError
 from encpipe.keys import KEY_NAME, SIGNER
 from encpipe.policy import Policy
+
+__all__ = [
+    "AuditConfig",
+    "Config",
+    "KeyringConfig",
+    "SigningConfig",
+    "TlsConfig",
+    "TrustConfig",
+    "find_config",
+    "load_config",
+    "load_policy",
+    "parse_config",
+    "user_config_path",
+]
 
 MAX_CONFIG_BYTES: Final = 1 << 20
 """A configuration or policy file may be this long."""
@@ -30,58 +45,6 @@ ENVIRONMENT_KEYS: Final = {"footer": ("local:env",)}
 """Key names where there is no configuration file and `ENCPIPE_MASTER_KEY` is set, as in a container."""
 UNLOCK_FORMS: Final = ("prompt", "env:NAME", "file:PATH", "key-env:NAME", "key-file:PATH")
 SINK_FORMS: Final = ("file:PATH", "stderr", "logger:NAME")
-
-
-@dataclass(frozen=True)
-class KeyringConfig:
-    """Where the local keyring lies and how it is unlocked.
-
-    `unlock` is `prompt`, `env:NAME` or `file:PATH` (a passphrase), `key-file:PATH` (32 random bytes, base64),
-    or `key-env:NAME` (the same, and itself the one master key: there is no file). None for `path` means
-    `$XDG_DATA_HOME/encpipe/keyring.json`.
-    """
-
-    path: Path | None = None
-    unlock: str = "prompt"
-
-
-@dataclass(frozen=True)
-class TlsConfig:
-    """What every outgoing connection obeys. None means the system's CA store."""
-
-    ca_file: Path | None = None
-    client_cert: Path | None = None
-    client_key: Path | None = None
-    allow_plain_http_to: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class TrustConfig:
-    """Which master keys may open a dataset at all, by exact URI, and whose signatures count.
-
-    With `signers` a dataset is read, and written to, only if one of them signed it.
-    """
-
-    master_keys: tuple[str, ...] = ()
-    signers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SigningConfig:
-    """What writes are signed with: a private key in a file. None: they are not signed."""
-
-    key_file: Path | None = None
-
-
-@dataclass(frozen=True)
-class AuditConfig:
-    """Where the audit log goes: `file:PATH`, `stderr`, `logger:NAME`, or None for none.
-
-    With `required` an operation whose line the log does not take is refused.
-    """
-
-    sink: str | None = None
-    required: bool = True
 
 
 @dataclass(frozen=True)

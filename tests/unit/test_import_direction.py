@@ -29,7 +29,7 @@ LAYERS = """
     keyring  deks
     kms  transport  manifest  filelist  core  signing
     audit
-    config  configtable
+    config  configparts  configtable
     policy  strictjson
     aead
     guard

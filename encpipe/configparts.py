@@ -1,0 +1,58 @@
+"""What a configuration is made of: one frozen dataclass for each table whose keys are fixed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class KeyringConfig:
+    """Where the local keyring lies and how it is unlocked.
+
+    `unlock` is `prompt`, `env:NAME` or `file:PATH` (a passphrase), `key-file:PATH` (32 random bytes, base64),
+    or `key-env:NAME` (the same, and itself the one master key: there is no file). None for `path` means
+    `$XDG_DATA_HOME/encpipe/keyring.json`.
+    """
+
+    path: Path | None = None
+    unlock: str = "prompt"
+
+
+@dataclass(frozen=True)
+class TlsConfig:
+    """What every outgoing connection obeys. None means the system's CA store."""
+
+    ca_file: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    allow_plain_http_to: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrustConfig:
+    """Which master keys may open a dataset at all, by exact URI, and whose signatures count.
+
+    With `signers` a dataset is read, and written to, only if one of them signed it.
+    """
+
+    master_keys: tuple[str, ...] = ()
+    signers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SigningConfig:
+    """What writes are signed with: a private key in a file. None: they are not signed."""
+
+    key_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Where the audit log goes: `file:PATH`, `stderr`, `logger:NAME`, or None for none.
+
+    With `required` an operation whose line the log does not take is refused.
+    """
+
+    sink: str | None = None
+    required: bool = True
