@@ -34,9 +34,13 @@ from encpipe.kms.base import Kms
 
 
 class KmsContract:
-    """What every key service must do. `flip_step` > 1 flips every n-th byte only, for slow services."""
+    """What every key service must do. `flip_step` > 1 flips every n-th byte only, for slow services.
+
+    `binds_context` is what its keys have to say of themselves: False for a service without AAD.
+    """
 
     malformed_uris: ClassVar[tuple[str, ...]]
+    binds_context: ClassVar[bool] = True
     flip_step: ClassVar[int] = 1
 
     @pytest.fixture
@@ -171,7 +175,7 @@ class KmsContract:
             patch.setattr(builtins, "open", _no_io)
             key = kms.master_key(uri)
             assert key.uri == uri
-            assert isinstance(key.binds_context, bool)
+            assert key.binds_context is self.binds_context
 
     def test_a_malformed_uri_is_a_config_error(self, kms: Kms) -> None:
         for uri in self.malformed_uris:
