@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from encpipe.access import AnyPath, overlap, resolve_config
 from encpipe.audit import Facts
 from encpipe.config import Config
-from encpipe.dataset import Dataset, Filter, open_dataset
+from encpipe.dataset import Dataset, Filter, Integrity, open_dataset
 from encpipe.errors import ConfigError, EncpipeError, StorageError
 from encpipe.filelist import FileEntry
 from encpipe.kms.registry import MasterKeys
@@ -65,6 +65,7 @@ def decrypt_dataset(
     progress: ProgressCallback | None = None,
     expect_dataset: str | None = None,
     min_generation: int | None = None,
+    integrity: Integrity = "pages",
 ) -> DecryptReport:
     """Write the dataset's rows as plaintext Parquet files into the empty or new folder `target`.
 
@@ -90,6 +91,7 @@ def decrypt_dataset(
         on_missing_key=on_missing_key,
         expect_dataset=expect_dataset,
         min_generation=min_generation,
+        integrity=integrity,
     ) as dataset:
         facts = _facts(dataset, place, columns)
         export = _Export(dataset, place, columns, filter, compression)

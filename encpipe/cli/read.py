@@ -42,6 +42,21 @@ OnMissing = Annotated[
     OnMissingKey,
     typer.Option("--on-missing-key", help="Columns whose key is refused: an error, left out, or null."),
 ]
+
+
+class Integrity(StrEnum):
+    """How far others who hold keys of the dataset are trusted with its files."""
+
+    pages = "pages"
+    file_hash = "file-hash"
+
+
+ByHash = Annotated[
+    Integrity,
+    typer.Option(
+        "--integrity", help="file-hash also compares each file with its SHA-256: reads files as a whole."
+    ),
+]
 Select = Annotated[
     str | None,
     typer.Option("--select", metavar="COLUMN,...", help="Only these columns.", show_default=False),
@@ -64,6 +79,7 @@ def decrypt(
     workers: opt.Workers = None,
     expect_dataset: opt.ExpectDataset = None,
     min_generation: opt.MinGeneration = None,
+    integrity: ByHash = Integrity.pages,
     storage_option: opt.StorageOptions = None,
     config: opt.ConfigFile = None,
     json: opt.Json = False,
@@ -83,6 +99,7 @@ def decrypt(
             workers=workers,
             expect_dataset=expect_dataset,
             min_generation=min_generation,
+            integrity=integrity.value,
             config=settings.config,
             master_keys=settings.master_keys,
             storage_options=settings.storage_options,
@@ -125,6 +142,7 @@ def head(
     on_missing_key: OnMissing = OnMissingKey.error,
     expect_dataset: opt.ExpectDataset = None,
     min_generation: opt.MinGeneration = None,
+    integrity: ByHash = Integrity.pages,
     storage_option: opt.StorageOptions = None,
     config: opt.ConfigFile = None,
     json: opt.Json = False,
@@ -144,6 +162,7 @@ def head(
         on_missing_key=on_missing_key.value,
         expect_dataset=expect_dataset,
         min_generation=min_generation,
+        integrity=integrity.value,
     ) as dataset:
         table, total, missing = dataset.head(rows, columns), dataset.num_rows, dataset.missing_keys
     if columns and not table.schema.names:

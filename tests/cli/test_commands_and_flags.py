@@ -43,9 +43,9 @@ FROZEN: dict[str, set[str]] = {
         *("SRC", "DST", "--format", "--key", "--workers", "--restart", "--single-writer"),
         *("--storage-option", "--config", "--json"),
     },
-    "decrypt": {"URL", "--plaintext-to", "--select", "--on-missing-key", "--workers", *READ},
+    "decrypt": {"URL", "--plaintext-to", "--select", "--on-missing-key", "--workers", "--integrity", *READ},
     "inspect": {"URL", "--keys", "--storage-option", "--config", "--json"},
-    "head": {"URL", "--rows", "-n", "--select", "--on-missing-key", *READ},
+    "head": {"URL", "--rows", "-n", "--select", "--on-missing-key", "--integrity", *READ},
     "verify": {"URL", "--deep", "--workers", *READ},
     "sign": {
         *("URL", "--generation", "--expect-core", "--expect-dataset"),

@@ -69,3 +69,16 @@ def test_a_signing_key_is_not_overwritten_and_never_shown(ready: Cli, signer: st
     configure('[signing]\nkey_file = "~/ann.pem"')
     for command in (("sign", "people"), ("keys", "show-signer"), ("inspect", "people", "--json")):
         assert secret not in ready(*command).out
+
+
+def test_files_are_compared_with_their_hash_on_request(ready: Cli, signer: str) -> None:
+    (file,) = Path("people/data").iterdir()
+    data = bytearray(file.read_bytes())
+    footer = int.from_bytes(data[-8:-4], "little")
+    data[-8 - footer - 1] ^= 1  # the last page of `name`
+    file.write_bytes(data)
+    assert ready("head", "people", "--select", "id", "--json").json["total_rows"] == 6
+    for command in (("head", "people"), ("decrypt", "people", "--plaintext-to", "plain")):
+        ran = ready(*command, "--select", "id", "--integrity", "file-hash", code=4)
+        assert "other bytes than committed" in ran.err
+    assert list(Path("plain").iterdir()) == []
