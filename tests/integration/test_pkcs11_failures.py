@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -393,6 +395,37 @@ def test_a_stuck_token_is_given_up_at_the_deadline_and_used_again_later(faults: 
     assert time.monotonic() - start < 3
     going_on.set()
     assert opens(key(), wrap(key()))
+
+
+HANGING = f"""
+import os
+from encpipe.errors import KmsUnavailableError
+from encpipe.keys import KeyContext, Secret
+from encpipe.kms.base import KmsSettings
+from encpipe.kms.pkcs11 import Pkcs11Kms
+
+settings = KmsSettings({{"module": "{MODULE}", "pin": "env:TOKEN_PIN", "deadline": 0.5}})
+key = Pkcs11Kms(settings).master_key("pkcs11:token=hanging;object=one")
+context = KeyContext("d" * 32, "footer", "e" * 32)
+wrapped = key.wrap(Secret.random(), aad=context)
+os.unlink("generation")
+os.mkfifo("generation")  # SoftHSM opens it, and waits for ever
+for _ in range(2):
+    try:
+        key.unwrap(wrapped, aad=context)
+    except KmsUnavailableError as error:
+        print(error.message)
+"""
+
+
+def test_a_call_that_never_returns_holds_up_neither_caller_nor_exit(softhsm: SoftHsm) -> None:
+    command = [sys.executable, "-c", HANGING]
+    place = softhsm.path_of("hanging")
+    ended = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    first, second = ended.stdout.splitlines()
+    assert "'hanging' did not answer within 0.5 s" in first
+    assert "busy" in second
 
 
 def test_a_busy_module_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,18 @@ _TOKEN_FLAGS: Final = 0x8000_534B
 FINAL_TRY: Final = 0x0002_0000
 LOCKED: Final = 0x0004_0000
 
-TOKENS: Final = ("main", "shared", "removed", "absent", "wrong-pin", "locked", "last-try", "twin", "twin")
+TOKENS: Final = (
+    "main",
+    "shared",
+    "removed",
+    "absent",
+    "hanging",
+    "wrong-pin",
+    "locked",
+    "last-try",
+    "twin",
+    "twin",
+)
 KEYS: Final[Mapping[str, Any]] = {
     "one": {},
     "other": {},
