@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from encpipe import manifest
 from encpipe.access import Access, AnyPath, open_access
+from encpipe.audit import Facts
 from encpipe.config import Config
 from encpipe.errors import ConfigError, ConflictError, ManifestError, StorageError
 from encpipe.kms.registry import MasterKeys
@@ -106,7 +107,10 @@ def gc(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
     )
     pins = Pins(expect_dataset=expect_dataset, min_generation=min_generation)
-    with contextlib.closing(access.storage):
+    audit = access.master_keys.audit
+    with contextlib.closing(access.storage), audit.refusals("gc", dataset=access.storage.url):
+        if not dry_run:
+            audit.check()
         return _Run(access, rules, pins, dry_run, progress).collect()
 
 
@@ -124,7 +128,7 @@ class _Run:
     def __init__(
         self, access: Access, rules: Rules, pins: Pins, dry_run: bool, progress: ProgressCallback | None
     ) -> None:
-        self._storage = access.storage
+        self._storage, self._audit = access.storage, access.master_keys.audit
         self._rules, self._dry_run, self._progress = rules, dry_run, progress
         self._look = Look(access, rules, pins, dry_run=dry_run)
 
@@ -138,6 +142,7 @@ class _Run:
             except ConflictError as error:
                 if error.code != "conflict":
                     raise
+                self._audit.refuse("gc", error, dataset=self._storage.url)
             except ManifestError as error:
                 if error.code != "file-missing" or not self._look.is_old(loaded):
                     raise
@@ -152,12 +157,29 @@ class _Run:
         plan = survey.plan(self._look.named(loaded, stay), opened)
         unused = _unused_keks(loaded, stay)
         revision = loaded.manifest.revision
-        if not self._dry_run and (left or unused or plan.removed):
-            revision = self._replace_manifest(loaded, stay, unused)
         if not self._dry_run:
+            self._audit.record("gc", **self._facts(loaded, plan, left, unused))
+            if left or unused or plan.removed:
+                revision = self._replace_manifest(loaded, stay, unused)
             self._mark(plan, found)
             self._remove(plan)
         return self._report(loaded, found, plan, left, unused, revision)
+
+    def _facts(self, loaded: Loaded, plan: Plan, left: Sequence[str], unused: Sequence[str]) -> Facts:
+        """What the audit log is told before anything is removed but stopped writes."""
+        return {
+            "dataset": self._storage.url,
+            "dataset_id": loaded.manifest.core.dataset_id,
+            "generation": loaded.manifest.core.generation,
+            "revision": loaded.manifest.revision,
+            "counts": {
+                "generations": len(left),
+                "keks": len(unused),
+                "writes": len(self._look.thrown),
+                "objects": len(plan.removed),
+                "bytes": sum(info.size for info in plan.removed),
+            },
+        }
 
     def _replace_manifest(self, loaded: Loaded, stay: Collection[str], unused: Collection[str]) -> int:
         """Commit a manifest with only these generations and without these KEKs' wrappings; its revision."""

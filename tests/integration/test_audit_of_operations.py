@@ -7,6 +7,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from encpipe.errors import (
     UntrustedKeyError,
     UnwrapError,
 )
+from encpipe.lifecycle.gc import gc
 from encpipe.testing import FaultyKms
 
 
@@ -107,6 +109,29 @@ def test_other_operations_tell_what_they_did(written: Audited, tmp_path: Path) -
     assert not written.log.exists()
     written.write(people(), overwrite=True)
     assert written.events()[-1] == "encrypt"
+
+
+def test_gc_tells_what_it_removes_before_it_does(written: Audited) -> None:
+    written.write(people(), overwrite=True)
+    written.log.unlink()
+    gc(written.url, keep=1, dry_run=True, **written.access)
+    assert written.events() == ["unwrap"]
+    blind = without_log(written)
+    before = written.objects()
+    with pytest.raises(StorageError, match="audit log"):
+        gc(blind.url, keep=1, grace=timedelta(0), **blind.access)
+    assert written.objects() == before
+    collected = gc(written.url, keep=1, grace=timedelta(0), **written.access)
+    line = next(line for line in written.lines() if line["event"] == "gc")
+    assert line["counts"] == {
+        "generations": 1,
+        "keks": 0,
+        "writes": 0,
+        "objects": len(collected.removed),
+        "bytes": collected.removed_bytes,
+    }
+    assert (line["generation"], line["revision"]) == (2, 2)
+    assert len(collected.removed) >= 2
 
 
 def test_the_log_names_no_column_and_no_value(written: Audited, tmp_path: Path) -> None:
