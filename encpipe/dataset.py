@@ -308,7 +308,7 @@ class Dataset:
 
     def _open_file(self, entry: FileEntry) -> SealedFile:
         def stored() -> pa.NativeFile:
-            return self._storage.open_input(entry.path)
+            return self._open.open_input(entry.path)
 
         whole = self._whole
         return SealedFile(

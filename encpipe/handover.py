@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+
 from encpipe.access import Access
+from encpipe.errors import StorageError
 from encpipe.keys import WrappedKey
 from encpipe.manifest import Manifest
 from encpipe.perprocess import PerProcess
-from encpipe.state import Known, State, load_known, wrappings_now
+from encpipe.state import Known, State, check_still_there, load_known, wrappings_now
 from encpipe.storage import Storage
 
 
@@ -66,6 +69,17 @@ class OpenDataset:
                     state = load_known(here.access.storage, here.access.master_keys, self._known)
                     here.state = _rereading(here.access, state)
         return here.state
+
+    def open_input(self, path: str) -> pa.NativeFile:
+        """One of its files. Raises `StaleDatasetError` where gc removed it together with the generation, else
+        what `Storage.open_input` raises."""
+        storage = self.storage
+        try:
+            return storage.open_input(path)
+        except StorageError as error:
+            if error.code == "not-found":
+                check_still_there(storage, self.state.view)
+            raise
 
     def copy(self) -> OpenDataset:
         """The same, with connections of its own. No I/O and no call to a key service."""

@@ -192,8 +192,15 @@ def load_known(storage: Storage, master_keys: MasterKeys, known: Known) -> State
             Pins(found.core.dataset_id, min_revision=found.revision).check(read_manifest(storage)[1], view)
         raise
     except ManifestError as error:
-        if error.code != "file-missing" or _view(read_manifest(storage)[1], known) is not None:
-            raise
+        if error.code == "file-missing":
+            check_still_there(storage, view)
+        raise
+
+
+def check_still_there(storage: Storage, view: TaggedCore) -> None:
+    """Raise `StaleDatasetError` when a generation has left the manifest: gc may remove its files then."""
+    found = read_manifest(storage)[1]
+    if all(tagged.digest != view.digest for tagged in (found.head, *found.retained)):
         raise StaleDatasetError(
             f"generation {view.core.generation} of {storage.url} is gone: gc removed it, or the dataset was "
             "written anew",

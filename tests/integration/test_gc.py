@@ -96,6 +96,23 @@ def test_a_generation_leaves_and_its_files_follow_after_the_grace_time(scene: Sc
     assert collect(scene).revision == 4, "nothing to do, nothing written"
 
 
+def test_a_reader_that_comes_too_late_is_told_so(scene: Scene) -> None:
+    """Not that the dataset is damaged."""
+    scene.write(people(0))
+    with scene.open() as reader:
+        scene.write(people(10), overwrite=True)
+        collect(scene, keep=1, grace=NOW)
+        with pytest.raises(StaleDatasetError, match=r"generation 1 of .* is gone: gc removed it") as refused:
+            reader.to_table()
+        assert "open the dataset again" in refused.value.hint
+        scene.write(people(20), overwrite=True)
+        (path,) = (entry.path for entry in scene.open().files)
+        (scene.folder / path).unlink()
+        with pytest.raises(IntegrityError) as missing:
+            scene.table()
+        assert missing.value.code == "file-missing"
+
+
 def test_files_that_a_later_generation_keeps_stay(scene: Scene) -> None:
     scene.write(people(0))
     scene.append(people(10))
