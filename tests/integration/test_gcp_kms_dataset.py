@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import google_crc32c
 import pyarrow as pa
 import pytest
 from servers.gcpkms import Gcp
 
-from encpipe import Config, KeyAccessDeniedError, KmsError, MasterKeys, Policy, open_dataset, write_dataset
+from encpipe import (
+    Config,
+    KeyAccessDeniedError,
+    KmsError,
+    MasterKeys,
+    Policy,
+    UnwrapError,
+    open_dataset,
+    rewrap,
+    write_dataset,
+)
 from encpipe.config import load_config
 from encpipe.testing import Fault, FaultProxy
 
@@ -75,6 +88,43 @@ def test_an_api_that_is_switched_off_makes_no_columns_disappear(
     proxy.faults = [Fault("status", code=403, body=off, match=lambda _, path: keys["pii"] in path)]
     with pytest.raises(KmsError, match="SERVICE_DISABLED"):
         open_dataset(tmp_path / "d", config=writer, on_missing_key="skip")
+
+
+def test_another_key_in_the_answer_is_not_taken(
+    gcp_kms: Gcp, proxy: FaultProxy, keys: dict[str, str], tmp_path: Path
+) -> None:
+    """`Decrypt` does not say under which key it opened: what the manifest commits to tells."""
+    writer = configured(tmp_path, gcp_kms, proxy.url, keys, "writer")
+    write_dataset(ROWS, tmp_path / "d", policy=Policy(), config=writer)
+    other = bytes(32)
+    answer = {
+        "plaintext": base64.b64encode(other).decode(),
+        "plaintextCrc32c": str(google_crc32c.value(other)),
+    }
+    proxy.faults = [Fault("status", code=200, body=json.dumps(answer).encode())]
+    with pytest.raises(UnwrapError) as refused:
+        open_dataset(tmp_path / "d", config=writer)
+    assert refused.value.code == "kek-commitment"
+
+
+def test_a_rewrap_to_the_new_primary_version_takes_two_calls_and_frees_the_old_one(
+    gcp_kms: Gcp, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    key = gcp_kms.create_key()
+    writer = configured(tmp_path, gcp_kms, proxy.url, {"footer": key}, "writer")
+    write_dataset(ROWS, tmp_path / "d", policy=Policy(), config=writer)
+    with gcp_kms.client() as client:
+        client.create_crypto_key_version(request={"parent": key, "crypto_key_version": {}})
+        client.update_crypto_key_primary_version(request={"name": key, "crypto_key_version_id": "2"})
+        proxy.requests.clear()
+        rewrap(tmp_path / "d", config=writer)
+        assert [path.partition("?")[0].rpartition(":")[2] for _, path in proxy.requests] == [
+            "decrypt",
+            "encrypt",
+        ]
+        client.destroy_crypto_key_version(request={"name": f"{key}/cryptoKeyVersions/1"})
+    with open_dataset(tmp_path / "d", config=writer) as dataset:
+        assert dataset.to_table().sort_by("id") == ROWS
 
 
 def test_a_back_end_is_loaded_for_its_scheme(keys: dict[str, str]) -> None:
