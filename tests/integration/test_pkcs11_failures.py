@@ -6,6 +6,7 @@ What SoftHSM never says (an error of the device, a hang) is said by stand-ins wh
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import subprocess
@@ -20,6 +21,8 @@ from typing import Any, NoReturn
 
 import pkcs11
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 from servers.softhsm import MODULE, PIN, SoftHsm
 
 from encpipe.errors import (
@@ -297,6 +300,20 @@ def test_a_reader_needs_no_right_to_wrap() -> None:
         failed(
             lambda m=master, h=head, s=size: opens(m, WrappedKey(m.uri, h + bytes(s), "", "")), UnwrapError
         )
+
+
+def test_wrappings_are_as_the_page_has_them() -> None:
+    """Opened with a key that the test knows, by another implementation."""
+    known, kek = bytes(range(32)), KEK.reveal()
+    aad = b"encpipe/1 kek-wrap\0" + b"".join(
+        len(field).to_bytes(4, "big") + field for field in (b"d" * 32, b"footer", b"e" * 32)
+    )
+    gcm = wrap(key("known")).blob
+    assert gcm[:1] == b"\1"
+    assert AESGCM(known).decrypt(gcm[1:13], gcm[13:], aad) == kek
+    key_wrap = wrap(key("known", mechanism="aes-key-wrap")).blob
+    assert key_wrap[:1] == b"\2"
+    assert aes_key_unwrap(known, key_wrap[1:]) == kek + hashlib.sha256(aad).digest()
 
 
 @pytest.mark.parametrize("mechanism", ["aes-gcm", "aes-key-wrap"])

@@ -53,6 +53,7 @@ KEYS: Final[Mapping[str, Any]] = {
     "read-only": {"ENCRYPT": False, "WRAP": False},
     "first twin": {"LABEL": "twin", "ID": "01"},
     "second twin": {"LABEL": "twin", "ID": "02"},
+    "known": {"VALUE": bytes(range(32)).hex()},
 }
 """The keys of the token `main`: attributes on top of what encpipe asks for. Every other token has `one`."""
 
@@ -130,8 +131,19 @@ def _create_key(session: Any, label: str, attributes: dict[str, Any]) -> None:
     import pkcs11
 
     bits, label = attributes.pop("BITS", 256), attributes.pop("LABEL", label)
-    key_id = bytes.fromhex(attributes.pop("ID", ""))
+    key_id, known = (bytes.fromhex(attributes.pop(name, "")) for name in ("ID", "VALUE"))
     template = {pkcs11.Attribute[name]: value for name, value in {"EXTRACTABLE": False, **attributes}.items()}
+    if known:
+        brought = {
+            pkcs11.Attribute.CLASS: pkcs11.ObjectClass.SECRET_KEY,
+            pkcs11.Attribute.KEY_TYPE: pkcs11.KeyType.AES,
+            pkcs11.Attribute.LABEL: label,
+            pkcs11.Attribute.TOKEN: True,
+            pkcs11.Attribute.SENSITIVE: True,
+            pkcs11.Attribute.VALUE: known,
+        }
+        session.create_object({**brought, **template})
+        return
     session.generate_key(pkcs11.KeyType.AES, bits, id=key_id, label=label, store=True, template=template)
 
 
