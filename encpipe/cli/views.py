@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CELL_CHARACTERS: Final = 40
 """A value is shown up to this long; `--json` has all of it."""
 EARLIER_STAY: Final = (
-    "earlier generations stay readable: to delete their data now, delete the dataset's folder"
+    "earlier generations stay readable until they are let go: encpipe gc URL --keep 1"
 )
 
 

@@ -2,7 +2,7 @@
 
 Needs `s3:GetObject` and `s3:ListBucket`; to write also `s3:PutObject`, `s3:DeleteObject` and
 `s3:AbortMultipartUpload`. An object appears whole, by one PUT or one CompleteMultipartUpload. A killed upload
-leaves parts that no listing shows: give the bucket a lifecycle rule for incomplete uploads.
+leaves parts that no listing of objects shows: `gc` drops them, or a lifecycle rule of the bucket.
 
 Ranged reads of Arrow's client carry no checksum, and a short answer of the right form comes out padded: only
 the tags of what is sealed tell, so `open_input` is not for bytes that nothing authenticates. Not to be used

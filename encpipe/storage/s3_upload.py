@@ -100,7 +100,7 @@ class Upload(io.BufferedIOBase):
             )
 
     def abort(self) -> None:
-        """Leave nothing behind. A failure here costs storage, not correctness: a lifecycle rule cleans up."""
+        """Leave nothing behind. A failure here costs storage, not correctness: `gc` cleans up."""
         self._buffer.clear()
         if self._upload_id is not None:
             with contextlib.suppress(ClientError, BotoCoreError):
