@@ -22,12 +22,19 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "torch": ("torch", "numpy"),
     "s3": ("s3fs", "boto3"),
     "aws": ("boto3",),
+    "vault": ("hvac", "requests"),
     "gcp": ("google-cloud-kms", "google-crc32c", "requests"),
     "pkcs11": ("python-pkcs11",),
     "azure": ("azure-keyvault-keys", "azure-identity"),
 }
 """Extra -> its packages, as in pyproject.toml."""
-_NEEDED_BY: Final = {"aws": "aws-kms:", "gcp": "gcp-kms:", "pkcs11": "pkcs11:", "azure": "azure-kv:"}
+_NEEDED_BY: Final = {
+    "aws": "aws-kms:",
+    "vault": "vault:",
+    "gcp": "gcp-kms:",
+    "pkcs11": "pkcs11:",
+    "azure": "azure-kv:",
+}
 """Extra -> how the master keys begin that cannot be used without it."""
 
 
