@@ -6,6 +6,7 @@ environment is used for servers beyond loopback. Redirects are not followed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final
@@ -16,6 +17,7 @@ from hvac.adapters import RawAdapter
 
 from encpipe import transport
 from encpipe.config import TlsConfig
+from encpipe.errors import KmsUnavailableError
 from encpipe.keys import Secret
 from encpipe.kms import vault_errors as errors
 from encpipe.kms.vault_errors import Request
@@ -63,6 +65,8 @@ class Connection:
                 failed = errors.unreadable(request)
             else:
                 failed = errors.from_answer(status, _said(content), request)
+                if isinstance(failed, KmsUnavailableError):
+                    failed.retry_after = _seconds(answer.headers.get("Retry-After", ""))
         try:
             raise failed  # outside the handler: so the client's error is not even its context
         finally:
@@ -84,6 +88,11 @@ def _proxies(address: str) -> dict[str, str]:
     if parts.scheme != "https" or transport.is_loopback(parts.hostname or ""):
         return {}
     return dict(requests.utils.get_environ_proxies(address, no_proxy=None))
+
+
+def _seconds(text: str) -> float:
+    """The whole seconds of a Retry-After header; 0 for a date or anything else."""
+    return float(text) if re.fullmatch(r"[0-9]{1,6}", text) else 0.0
 
 
 def _json(answer: requests.Response) -> Any:

@@ -280,6 +280,21 @@ def test_rate_quota_is_waited_for_within_the_deadline(openbao: OpenBao) -> None:
         openbao.ask("delete", f"sys/quotas/rate-limit/{mount}")
 
 
+def test_a_server_that_asks_to_be_left_alone_is(
+    key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy
+) -> None:
+    fault = says("rate limit quota exceeded", code=429, times=1)
+    fault.headers = {**JSON, "Retry-After": "1"}
+    proxy.faults = [fault]
+    start = time.monotonic()
+    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
+    assert time.monotonic() - start >= 1
+    fault.headers, fault.hits = {**JSON, "Retry-After": "3600"}, 0
+    start = time.monotonic()
+    failed(key, wrapped, KmsUnavailableError)
+    assert time.monotonic() - start < 5
+
+
 @pytest.mark.parametrize("fault", [Fault("stall"), Fault("delay", seconds=60)], ids=["stall", "delay"])
 @pytest.mark.parametrize("read_timeout", [0.2, 60])
 def test_a_slow_service_is_given_up_at_the_deadline(
