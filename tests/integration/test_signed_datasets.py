@@ -24,6 +24,7 @@ from encpipe import journal as journals
 from encpipe.config import AuditConfig, SigningConfig, TrustConfig
 from encpipe.signing import create_key_file
 from encpipe.stopped import journal_keys
+from encpipe.storage.local import LocalStorage
 
 OLD, NEW = list(range(6)), list(range(10, 16))
 
@@ -409,6 +410,20 @@ def test_a_commit_in_between_wins(team: Team, monkeypatch: pytest.MonkeyPatch) -
         team.sign()
     assert ids(team.plain.table()) == OLD + NEW
     refused(team.reader.open)
+
+
+def test_a_lost_answer_is_settled_by_what_is_there(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    team.plain.write(people())
+    commit = LocalStorage.commit
+    asked: list[bool] = []
+
+    def spy(self: LocalStorage, path: str, data: bytes, *, check: Any, is_ours: Any) -> None:
+        asked.extend(map(is_ours, (team.manifest(), b"no manifest", data)))
+        commit(self, path, data, check=check, is_ours=is_ours)
+
+    monkeypatch.setattr(LocalStorage, "commit", spy)
+    team.sign()
+    assert asked == [False, False, True]
 
 
 def test_no_dataset_there(team: Team) -> None:

@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from specimen import KEK_IDS, Specimen
 
 from encpipe import aead, manifest, signing
@@ -38,6 +40,8 @@ def signed(*keys: SigningKey) -> TaggedCore:
         view = replace(view, signatures=signing.add(view, key))
     return view
 
+
+SIGNED = signed(ANN)
 
 # What is signed
 
@@ -129,6 +133,16 @@ def test_a_signature_that_does_not_fit_says_whose_it_is(text: str) -> None:
     with pytest.raises(SignatureError, match="does not fit") as caught:
         signing.check(view, [ANN.signer])
     assert ANN.signer in caught.value.message
+
+
+@given(st.lists(st.tuples(st.sampled_from([ANN.signer, BOB.signer, ""]) | st.text(), st.text()), max_size=4))
+def test_whatever_stands_there_is_no_signature(entries: list[tuple[str, str]]) -> None:
+    found = tuple({"signer": signer, "signature": text} for signer, text in entries)
+    view = replace(SIGNED, signatures=found)
+    with pytest.raises(SignatureError):
+        signing.check(view, [ANN.signer, BOB.signer])
+    assert signing.valid_signers(view) == ()
+    signing.check(replace(view, signatures=(*found, *SIGNED.signatures)), [ANN.signer])
 
 
 def test_every_bit_of_the_core_counts() -> None:
