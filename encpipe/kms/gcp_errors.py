@@ -235,7 +235,10 @@ def _from_connection(error: BaseException, request: Request) -> EncpipeError:
             f"no answer to {request.action} from {request.endpoint}: {name}",
             hint="check the network and the endpoint; wrapped keys are safe",
         )
-    return KmsError(f"{request.action} on {request.uri} failed: {name}")
+    return KmsError(
+        f"{request.action} on {request.uri} failed: {name}",
+        hint="the SDK met what it does not expect: pip install -U 'encpipe[gcp]', and report it if it stays",
+    )
 
 
 def _text(refusal: _Refusal, request: Request) -> str:

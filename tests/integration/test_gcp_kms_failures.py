@@ -14,12 +14,14 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import google_crc32c
 import pytest
+from google.auth import exceptions as auth
 from requests.adapters import HTTPAdapter
 from servers.ca import CertificateAuthority, IssuedCertificate
 from servers.gcpkms import RING, Gcp, GcpServer
@@ -600,6 +602,59 @@ def test_proxies_and_logins_of_the_environment_do_not_count(
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     assert key.unwrap(wrapped, aad=CONTEXT) == KEK
     assert len(proxy.requests) == 1
+
+
+def test_a_proxy_of_the_environment_only_ever_sees_tls(
+    gcp_kms: Gcp, name: str, wrapped: WrappedKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as thread:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        seen = thread.submit(_tunnelled, listening)
+        key = service(gcp_kms, "https://kms.example", deadline=5).master_key(f"gcp-kms:{name}")
+        assert failed(key, wrapped, KmsUnavailableError).message
+        asked, then = seen.result(timeout=30)
+    assert asked.startswith(b"CONNECT kms.example:443 ")
+    assert b"authorization" not in asked.lower()
+    assert then[:2] == b"\x16\x03"  # the first bytes of a TLS handshake
+
+
+def _tunnelled(listening: socket.socket) -> tuple[bytes, bytes]:
+    """What one client asks a proxy for, and what it sends through. The others find nobody."""
+    client, _ = listening.accept()
+    with client:
+        asked = client.recv(4096)
+        client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        then = client.recv(4096)
+    listening.close()
+    return asked, then
+
+
+@pytest.mark.parametrize(
+    ("raised", "error", "code"),
+    [
+        (auth.TransportError("metadata is away"), KmsUnavailableError, "kms-unavailable"),
+        (auth.RefreshError("busy", retryable=True), KmsUnavailableError, "kms-unavailable"),
+        (auth.RefreshError("invalid_grant: secret"), KmsError, "credentials"),
+        (RuntimeError("a bug: secret"), KmsError, "kms"),
+    ],
+)
+def test_where_no_token_is_to_be_had_the_key_is_not_denied(
+    gcp_kms: Gcp,
+    name: str,
+    wrapped: WrappedKey,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    error: type[EncpipeError],
+    code: str,
+) -> None:
+    def refresh(*_: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("google.oauth2.service_account.Credentials.refresh", refresh)
+    monkeypatch.setattr("google.auth.jwt.Credentials.refresh", refresh)
+    refusal = failed(service(gcp_kms, deadline=0.5).master_key(f"gcp-kms:{name}"), wrapped, error)
+    assert refusal.code == code
+    assert "secret" not in f"{refusal.message} {refusal.hint}"
 
 
 def test_refused_credentials_are_renewed_once_more_and_then_told(
