@@ -13,7 +13,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,7 @@ from encpipe.perprocess import PerProcess
 LOCK_WAIT_SECONDS: Final = 10.0
 """How long a line waits for those of other processes, which take microseconds each."""
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.0001, 0.01
-_TAIL_BYTES: Final = 4096
+_TAIL_BYTES: Final = 2048
 _FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 
 _open_fds: set[int] = set()
@@ -72,24 +72,24 @@ class FileSink:
         self._process = PerProcess(_OpenFile(), lambda _: _OpenFile())
 
     def append(self, body: str) -> None:
-        with self._locked() as (fd, size):
+        def write(fd: int, size: int) -> None:
             data = _following(fd, size, body, self._what)
             written = os.write(fd, data)
             if written != len(data):
                 raise failed(self._what, f"only {written} of {len(data)} bytes were taken: the disk is full")
 
-    def check(self) -> None:
-        with self._locked():
-            pass
+        self.locked(write)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[tuple[int, int]]:
-        """Descriptor and size of the file that the path names now, locked for this thread alone."""
+    def check(self) -> None:
+        self.locked(lambda fd, size: None)  # noqa: ARG005 - nothing is to be done with them
+
+    def locked(self, work: Callable[[int, int], None]) -> None:
+        """Call `work` with descriptor and size of the file that the path names now, while it is locked."""
         here = self._process.get()
         try:
             with here.lock:
                 try:
-                    yield self._lock(here)
+                    work(*self._lock(here))
                 finally:
                     if here.fd >= 0:
                         fcntl.flock(here.fd, fcntl.LOCK_UN)

@@ -17,6 +17,7 @@ import pytest
 from scene import ended, forked
 
 from encpipe.audit import Audit, AuditCheck, audit_of, files, verify_audit
+from encpipe.audit.files import FileSink
 from encpipe.audit.lines import NOTHING
 from encpipe.config import AuditConfig
 from encpipe.errors import ConfigError, IntegrityError, KeyAccessDeniedError, StorageError
@@ -473,9 +474,11 @@ def test_a_process_that_dies_within_a_line_leaves_no_lock_to_its_child(
     held, release = os.pipe()
 
     def die_within_a_line() -> None:
-        with audit._sink._locked():  # type: ignore[union-attr]
+        def die(*_: int) -> None:
             forked(lambda: os.read(held, 1))
             os._exit(0)
+
+        FileSink(path).locked(die)
 
     try:
         assert ended(forked(die_within_a_line)) == 0
