@@ -67,20 +67,24 @@ def open_access(
     """
     settings = resolve_config(config, keyring=keyring)
     keys = master_keys or MasterKeys(settings)
-    _check_same_signers(settings, keys.config)
+    _check_same_rules(settings, keys.config)
     place = os.fspath(url)
     storage = open_storage(place, config=settings, options=storage_options)
     return Access(settings, keys, storage, _absolute(place), storage_options or {})
 
 
-def _check_same_signers(settings: Config, of_keys: Config) -> None:
-    """The configuration of the master keys counts: refuse one beside it that asks for other signatures."""
+def _check_same_rules(settings: Config, of_keys: Config) -> None:
+    """The configuration of the master keys counts: refuse one beside it that asks for other signatures or
+    another audit log."""
+    hint = "make master_keys from the same configuration: MasterKeys(config)"
     ours, theirs = ((c.trust.signers, c.signing.key_file) for c in (settings, of_keys))
     if any(ours) and ours != theirs:
         raise ConfigError(
             "trust.signers or signing.key_file are set in config=, and others in that of master_keys=",
-            hint="make master_keys from the same configuration: MasterKeys(config)",
+            hint=hint,
         )
+    if settings.audit.sink is not None and settings.audit != of_keys.audit:
+        raise ConfigError("audit is set in config=, and another one in that of master_keys=", hint=hint)
 
 
 def resolve_config(config: Config | AnyPath | None, *, keyring: AnyPath | None = None) -> Config:

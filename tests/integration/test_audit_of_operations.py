@@ -223,6 +223,12 @@ def test_nothing_is_read_without_the_log(written: Audited, tmp_path: Path) -> No
     assert not (tmp_path / "plain").exists() or not any((tmp_path / "plain").iterdir())
 
 
+def test_a_log_that_the_master_keys_would_not_write_to_is_refused(written: Audited) -> None:
+    others = dataclasses.replace(written.config, audit=AuditConfig())
+    with pytest.raises(ConfigError, match="audit is set in config="):
+        written.open(master_keys=encpipe.MasterKeys(others, extra={"memory": written.kms}))
+
+
 def test_a_log_that_fails_later_stops_what_comes_then(written: Audited, tmp_path: Path) -> None:
     with written.open(on_missing_key="error") as dataset:
         written.log.unlink()
