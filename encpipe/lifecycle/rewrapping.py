@@ -24,7 +24,7 @@ from encpipe.state import read_manifest
 def rewrap(
     url: AnyPath,
     *,
-    to: Mapping[str, Sequence[str]] | None = None,
+    to: Mapping[str, str | Sequence[str]] | None = None,
     key_names: Sequence[str] | None = None,
     older_than: timedelta | None = None,
     dry_run: bool = False,
@@ -52,9 +52,10 @@ def rewrap(
     access = open_access(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
     )
+    given = {name: (uris,) if isinstance(uris, str) else tuple(uris) for name, uris in (to or {}).items()}
     names = key_names if key_names is not None else None if to is None else tuple(to)
-    edit = Rewrap(access.master_keys, to or {}, older_than=older_than, dry_run=dry_run)
-    return change_keys(access, access.master_keys.trusting(to or {}), edit, names, dry_run=dry_run)
+    edit = Rewrap(access.master_keys, given, older_than=older_than, dry_run=dry_run)
+    return change_keys(access, access.master_keys.trusting(given), edit, names, dry_run=dry_run)
 
 
 class Rewrap:

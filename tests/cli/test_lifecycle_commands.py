@@ -82,3 +82,19 @@ def test_a_copy_in_a_temp_file_is_shown(data: Cli) -> None:
     shown = data("rewrap", "enc", "--key", "pii=local:new").out
     assert "left elsewhere" in shown
     assert "_encpipe/.tmp-0123" in shown
+
+
+def test_signatures_hold_on(data: Cli, home: Path) -> None:
+    data("keys", "create", "new")
+    signer = data("keys", "create-signer", home / "ann.pem", "--json").json["signer"]
+    config = Path("encpipe.toml")
+    config.write_text(f'{config.read_text()}\n[trust]\nsigners = ["{signer}"]\n')
+    before = MANIFEST.read_bytes()
+    refused = data("rewrap", "enc", "--json", code=4).json["error"]
+    assert refused["code"] == "signature", "nobody signed it yet"
+    assert MANIFEST.read_bytes() == before
+    config.write_text(f'{config.read_text()}\n[signing]\nkey_file = "{home / "ann.pem"}"\n')
+    data("sign", "enc")
+    data("rewrap", "enc", "--key", "pii=local:new")
+    assert data("inspect", "enc", "--json").json["signers"] == [{"signer": signer, "trusted": True}]
+    assert "Ada" in data("head", "enc").out

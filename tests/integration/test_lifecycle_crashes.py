@@ -124,6 +124,15 @@ def test_an_append_goes_on_top_of_a_rewrap(scene: Scene, monkeypatch: pytest.Mon
     scene.check_whole()
 
 
+def test_an_overwrite_goes_on_top_of_a_rewrap(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = replace(scene, config=replace(scene.config, keys=KEYS))
+    while_committing(monkeypatch, lambda: rewrap(scene))
+    assert writer.write(people(50), overwrite=True).generation == 2
+    assert opening(scene) == ["memory:new"]
+    assert ids(scene.table()) == list(range(50, 56))
+    scene.check_whole()
+
+
 def test_two_changes_at_once_both_hold(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     while_committing(monkeypatch, lambda: encpipe.grant(scene.url, "pii", "memory:new", **scene.access))
     rewrap(scene)

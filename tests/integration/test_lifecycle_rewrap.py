@@ -175,6 +175,8 @@ def test_other_wrappings_stay(scene: Scene) -> None:
 def test_several_master_keys_at_once(scene: Scene) -> None:
     rewrap(scene, to={"pii": ["memory:new", "memory:other"]})
     assert opens(scene)["pii"] == {("memory:new", "1"), ("memory:other", "1")}
+    rewrap(configured(scene, pii=("memory:new",)), to={"pii": "memory:pii"})
+    assert opens(scene)["pii"] == {("memory:pii", "1"), ("memory:other", "1")}
 
 
 def test_keks_that_only_older_generations_use_are_rewrapped_too(scene: Scene) -> None:
