@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 import steps
 from scene import KEYS, PII, Scene, ended, forked, ids, people, save
 
+import encpipe
 from encpipe import (
     Config,
     ConfigError,
@@ -27,6 +28,7 @@ from encpipe import (
     StorageError,
     UntrustedKeyError,
 )
+from encpipe.config import TrustConfig
 from encpipe.lifecycle import gcplan
 from encpipe.lifecycle.gc import Collected, gc
 from encpipe.testing import InMemoryKms
@@ -246,6 +248,27 @@ def test_what_a_write_builds_upon_stays_while_it_may_go_on(
     assert_clean(scene, [*OLD, *range(50, 56), *range(60, 66), *NEW, *MORE])
 
 
+def test_the_files_of_a_write_stay_whose_journal_a_rewrap_made_anew(
+    scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No object of the journal is as old as they are then."""
+    began = (datetime.now(UTC) - 22 * DAY).strftime("%Y-%m-%dT%H:%M:%SZ")
+    monkeypatch.setattr("encpipe.writesession.utc_now", lambda: began)
+    scene.write(people(0))
+    stopped_write(scene, monkeypatch, source, "create_file", nth=2)
+    age(scene, 20)
+    age(scene, 1, "data/")
+    encpipe.rewrap(scene.url, to={"footer": "memory:pii"}, **trusting(scene).access)
+    found = collect(trusting(scene))
+    assert (found.removed, len(found.writes_kept)) == ((), 1)
+    assert trusting(scene).append(source, workers=1).resumed_files == 1
+
+
+def trusting(scene: Scene) -> Scene:
+    """Every key of the test for every key name."""
+    return replace(scene, config=replace(scene.config, trust=TrustConfig(("memory:main", "memory:pii"))))
+
+
 @pytest.mark.parametrize("data", [b"", b"{}", b'{"format": "encpipe/9"}'])
 def test_a_journal_that_cannot_be_read_keeps_everything(
     scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
@@ -341,6 +364,28 @@ def test_a_write_at_any_step_of_a_gc_does_it_no_harm(scene: Scene, source: Path,
             collect(here, keep=1, grace=NOW)
             assert_clean(here, after, step)
     assert number > 5
+
+
+def test_a_write_that_is_stopped_at_any_step_of_a_gc_can_go_on(
+    scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number, step = -1, "start"
+    while step:
+        number += 1
+        here = scene.at(f"{scene.url}-{number}")
+        here.write(people(50))
+        here.write(people(0), overwrite=True)
+        age(here, 30)
+        write = partial(stopped_write, here, monkeypatch, source, "commit")
+        step = interrupted(number, write, partial(collect, here, keep=1, grace=NOW))
+        here.append(source)
+        assert_rows(here, OLD + NEW + MORE)
+    assert number > 5
+
+
+def assert_rows(scene: Scene, rows: list[int]) -> None:
+    assert ids(scene.table()) == rows
+    scene.check_whole()
 
 
 def reads(scene: Scene, rows: list[int]) -> None:
