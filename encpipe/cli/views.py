@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 CELL_CHARACTERS: Final = 40
 """A value is shown up to this long; `--json` has all of it."""
-EARLIER_STAY: Final = (
-    "earlier generations stay readable until they are let go: encpipe gc URL --keep 1"
-)
+EARLIER_STAY: Final = "earlier generations stay readable until they are let go: encpipe gc URL --keep 1"
 
 
 def write_view(report: WriteReport, target: str, *, overwritten: bool = False) -> list[Part]:

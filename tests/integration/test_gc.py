@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import signal
@@ -585,3 +586,19 @@ def test_in_memory_too(tmp_path: Path) -> None:
     assert collect(scene, keep=1).waiting == 2
     assert collect(scene, keep=1, grace=NOW).waiting == 0
     assert_clean(scene, NEW)
+
+
+def test_where_no_file_can_be_made_the_clock_is_this_machine_s(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk must not stop what makes room, nor a read-only one a look."""
+    scene.write(people(0))
+    scene.write(people(10), overwrite=True)
+
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("encpipe.storage.posix.tempfile.TemporaryFile", full)
+    age(scene, 10)
+    assert collect(scene, older_than=9 * DAY, dry_run=True).left == (1,)
+    assert collect(scene, older_than=11 * DAY, dry_run=True).left == ()

@@ -13,9 +13,9 @@ import steps
 from scene import Scene, ended, forked, ids, on_s3, people, save
 from servers.seaweed import Seaweed
 
-from encpipe import ConflictError
+from encpipe import ConflictError, StorageError
 from encpipe.lifecycle.gc import Collected, gc
-from encpipe.storage import s3_lease
+from encpipe.storage import s3_lease, s3_stale
 
 pytestmark = pytest.mark.server
 
@@ -196,3 +196,23 @@ def test_a_gc_at_a_step_of_a_write_does_it_no_harm(scene: Scene, source: Path, k
     assert seen[1].left == (1,)
     assert ids(scene.table()) == after
     scene.check_whole()
+
+
+def test_an_upload_that_is_gone_is_dropped_all_the_same(scene: Scene, seaweed: Seaweed, bucket: str) -> None:
+    begin_upload(seaweed, bucket, f"team/flights/{FILE}")
+    storage = scene.storage()
+    (found,) = storage.unfinished_uploads()
+    for _ in range(2):
+        storage.drop_upload(found)
+    assert list(storage.unfinished_uploads()) == []
+    storage.close()
+
+
+def test_a_server_that_does_not_tell_its_time_is_refused(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the clock of this machine everything might seem old."""
+    scene.write(people(0))
+    monkeypatch.setattr(s3_stale, "server_date", lambda _: None)
+    with pytest.raises(StorageError, match="does not tell its time"):
+        collect(scene)

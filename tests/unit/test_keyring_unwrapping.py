@@ -13,8 +13,8 @@ import pytest
 from scene import ended, forked
 from specimen import DATASET_ID, KEK_IDS, master_keys, record
 
-from encpipe.config import Config
 from encpipe.audit import OFF
+from encpipe.config import Config
 from encpipe.errors import (
     ConfigError,
     EncpipeError,
