@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from encpipe.signing import SigningKey
 from encpipe.state import State
 from encpipe.storage import Storage
 
+_FOLDER: Final = "_encpipe/"
+_DATA: Final = re.compile(r"(?:.*/)?(?:[0-9a-f]{32}\.parquet|\.tmp-[^/]*)")
 _RESTART: Final = "start the write anew with --restart"
 
 
@@ -163,6 +166,29 @@ class StoppedWrites:
         except EncpipeError:
             paths = []  # the files are named nowhere: `gc` removes them
         journals.remove(self.storage, found.journal.writer_id, paths)
+
+
+def has_begun(storage: Storage) -> bool:
+    """Whether a write has ever begun here: then there is its journal, or what it committed."""
+    return any(True for _ in storage.list(_FOLDER))
+
+
+def check_free(storage: Storage, *, begun: bool) -> None:
+    """Raise `ConfigError` `exists` unless a first write may begin here: where nothing is but what others left.
+
+    Files that are called as ours count as that only where a write has `begun`. Elsewhere somebody else called
+    his own so, and `gc` would once see them as a part of the dataset that nothing names.
+    """
+    for path in (info.path for info in storage.list()):
+        if path.startswith(_FOLDER):
+            continue
+        # Asked again: a write may have begun since. Its journal is there before its first file.
+        if not _DATA.fullmatch(path) or not (begun or has_begun(storage)):
+            raise ConfigError(
+                f"{storage.url} is not empty: it holds {path!r}",
+                hint="name an empty or a new folder",
+                code="exists",
+            )
 
 
 def journal_keys(found: SealedJournal, master_keys: MasterKeys) -> DatasetKeys:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import socket
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from typing import Final, Literal
+from typing import Literal
 
 from encpipe import journal as journals
 from encpipe import strictjson
@@ -33,12 +32,11 @@ from encpipe.sealing import ProgressCallback, SealJob, Tally, seal_all
 from encpipe.signing import WriterSigning
 from encpipe.sources import Source
 from encpipe.state import State, load_state, read_manifest
-from encpipe.stopped import Stopped, StoppedWrites, finished, recorded_paths
+from encpipe.stopped import Stopped, StoppedWrites, check_free, finished, has_begun, recorded_paths
 from encpipe.writekeys import check_not_weaker, make_target
 from encpipe.writereport import WriteReport, facts_of, keys_used
 
 Purpose = Literal["write", "overwrite", "append"]
-_OUR_PATHS: Final = re.compile(r"_encpipe/.*|(?:.*/)?(?:[0-9a-f]{32}\.parquet|\.tmp-[^/]*)")
 
 
 class WriteSession:
@@ -93,9 +91,10 @@ class WriteSession:
             base = self._base()
             if self._purpose == "overwrite" and base is not None and not self._drop_column_keys:
                 check_not_weaker(base, self._contents)
+            begun = base is None and has_begun(self._storage)  # before `find` clears up
             stopped = self._stopped_writes().find(held, base)
             if stopped is None:
-                self._check_free(base)
+                self._check_free(base, begun=begun)
                 target = self._new_target(base)
                 journal = self._start(held, target)
             else:
@@ -147,22 +146,15 @@ class WriteSession:
     def _load(self) -> State:
         return load_state(self._storage, self._master_keys, signers=self._signing.signers)
 
-    def _check_free(self, base: State | None) -> None:
-        if base is not None:
-            if self._purpose == "write":
-                raise ConfigError(
-                    f"there is a dataset at {self._storage.url}",
-                    hint="--overwrite replaces its contents by a new generation; `encpipe append` adds to it",
-                    code="exists",
-                )
-            return
-        for info in self._storage.list():
-            if not _OUR_PATHS.fullmatch(info.path):
-                raise ConfigError(
-                    f"{self._storage.url} is not empty: it holds {info.path!r}",
-                    hint="name an empty or a new folder",
-                    code="exists",
-                )
+    def _check_free(self, base: State | None, *, begun: bool) -> None:
+        if base is None:
+            check_free(self._storage, begun=begun)
+        elif self._purpose == "write":
+            raise ConfigError(
+                f"there is a dataset at {self._storage.url}",
+                hint="--overwrite replaces its contents by a new generation; `encpipe append` adds to it",
+                code="exists",
+            )
 
     def _new_target(self, base: State | None) -> Target:
         names = self._contents.policy.key_names

@@ -550,6 +550,19 @@ def test_a_folder_with_something_else_in_it_is_refused(scene: Scene) -> None:
     assert [path.name for path in scene.folder.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("name", [f"{'a' * 32}.parquet", f"year=2024/{'a' * 32}.parquet", "data/.tmp-mine"])
+def test_a_first_write_does_not_take_files_of_others_for_its_own(scene: Scene, name: str) -> None:
+    """They would be the dataset's then, and garbage to gc."""
+    (scene.folder / name).parent.mkdir(parents=True)
+    (scene.folder / name).write_bytes(b"PAR1 mine")
+    for more in ({}, {"overwrite": True}, {"restart": True}):
+        with pytest.raises(ConfigError) as refused:
+            scene.write(people(), **more)
+        assert refused.value.code == "exists"
+        assert name in refused.value.message
+    assert scene.objects() == [name]
+
+
 @pytest.mark.parametrize("target", ["source", "source/dataset", "", "link", "source/p=1"])
 def test_source_and_dataset_lie_apart(tmp_path: Path, target: str) -> None:
     source = save(tmp_path / "source" / "p=1", people()).parent
