@@ -174,10 +174,10 @@ def has_begun(storage: Storage) -> bool:
 
 
 def check_free(storage: Storage, *, begun: bool) -> None:
-    """Raise `ConfigError` `exists` unless a first write may begin here: where nothing is but what others left.
+    """Raise `ConfigError` `exists` unless there is nothing here but what earlier writes left.
 
-    Files that are called as ours count as that only where a write has `begun`. Elsewhere somebody else called
-    his own so, and `gc` would once see them as a part of the dataset that nothing names.
+    Files that are called as ours are theirs only where a write has `begun`. Elsewhere they are somebody
+    else's, and `gc` would later take them for garbage of the dataset.
     """
     for path in (info.path for info in storage.list()):
         if path.startswith(_FOLDER):
