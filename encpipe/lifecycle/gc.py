@@ -25,7 +25,7 @@ from encpipe.errors import ConfigError, ConflictError, ManifestError, StorageErr
 from encpipe.kms.registry import MasterKeys
 from encpipe.lifecycle import gcplan
 from encpipe.lifecycle.gclook import Loaded, Look, mark_bytes
-from encpipe.lifecycle.gcplan import GRACE, Found, Plan, Rules, Survey
+from encpipe.lifecycle.gcplan import GRACE, LONGEST, Found, Plan, Rules, Survey
 from encpipe.lifecycle.keysline import MAX_TRIES, only
 from encpipe.pins import Pins
 from encpipe.sealing import ProgressCallback, Tally
@@ -45,7 +45,8 @@ class Collected:
     `left` are the generations that left the manifest, `kept` those in it; `keks` the KEKs whose wrappings
     went, since no generation in the manifest uses them; `writes` the stopped writes that were thrown away.
     `waiting` objects (of `waiting_bytes`) are not needed and go later: their grace time is not over, or one
-    of `writes_kept` may need them. `foreign` objects are not called as ours are, and stay.
+    of `writes_kept` may need them. `foreign` objects are not called as ours are, or are Parquet files that
+    are not encrypted, and stay.
     """
 
     url: str
@@ -117,8 +118,12 @@ def gc(
 def _rules(keep: int | None, older_than: timedelta | None, grace: timedelta) -> Rules:
     if keep is not None and keep < 1:
         raise ConfigError("keep is the number of generations that stay: at least 1", code="usage")
-    if grace < timedelta(0) or (older_than is not None and older_than < timedelta(0)):
-        raise ConfigError("grace and older_than are lengths of time: not negative", code="usage")
+    for time in (grace, older_than or timedelta(0)):
+        if not timedelta(0) <= time <= LONGEST:
+            raise ConfigError(
+                f"grace and older_than are lengths of time: not negative, and at most {LONGEST.days} days",
+                code="usage",
+            )
     return Rules(keep, older_than, grace)
 
 
@@ -154,7 +159,7 @@ class _Run:
         survey.check_newest()
         opened = {path: self._look.once_named(loaded, path) for path in survey.unmarked()}
         stay = [path for path in loaded.generations if path not in left]
-        plan = survey.plan(self._look.named(loaded, stay), opened)
+        plan = self._look.without_foreign(survey.plan(self._look.named(loaded, stay), opened))
         unused = _unused_keks(loaded, stay)
         revision = loaded.manifest.revision
         if not self._dry_run:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -22,14 +23,19 @@ from encpipe.errors import (
 )
 from encpipe.keyring import DatasetKeys
 from encpipe.lifecycle import gcplan
-from encpipe.lifecycle.gcplan import Found, Mark, Rules, Write
+from encpipe.lifecycle.gcplan import Found, Mark, Plan, Rules, Write
 from encpipe.manifest import FORMAT, Manifest, TaggedCore
+from encpipe.parquet.reading import SEALED_MAGIC
 from encpipe.pins import Pins
 from encpipe.state import MAX_LIST_BYTES, load_keys, read_list, read_manifest
 from encpipe.storage import ObjectInfo
 from encpipe.strictjson import Fields
 
 MAX_MARK_BYTES: Final = 512 << 20
+READ_THREADS: Final = 8
+"""Objects that are looked into at a time: on S3 each takes a request."""
+FIRST_YEAR: Final = 1970
+"""No write began earlier. Who says so in a journal would have times that cannot be reckoned with."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class Look:
             return Write(writer_id, began, 0)
         with contextlib.suppress(ValueError):  # a re-wrap makes the journal anew
             created = datetime.strptime(journal.created, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-            began = min(began, created)
+            began = min(began, created) if created.year >= FIRST_YEAR else began
         return Write(writer_id, began, journal.base_generation if journal.base_core else None)
 
     # Marks
@@ -145,6 +151,34 @@ class Look:
             if error.code != "not-found":
                 raise
             return None
+
+    # What is in files that nothing names
+
+    def without_foreign(self, plan: Plan) -> Plan:
+        """The plan without the data files that are not encrypted Parquet: they are called as ours, and are
+        somebody else's. Reads the first bytes of each that is to go."""
+        paths = [info.path for info in plan.files if gcplan.is_data(info.path)]
+        with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="encpipe-gc-look") as pool:
+            foreign = {
+                path for path, ours in zip(paths, pool.map(self._is_sealed, paths), strict=True) if not ours
+            }
+        files = tuple(info for info in plan.files if info.path not in foreign)
+        return replace(plan, files=files, foreign=tuple(sorted({*plan.foreign, *foreign})))
+
+    def _is_sealed(self, path: str) -> bool:
+        try:
+            with self._storage.open_input(path) as source:
+                return bytes(source.read(len(SEALED_MAGIC))) == SEALED_MAGIC
+        except StorageError as error:
+            if error.code != "not-found":  # another gc was first
+                raise
+            return True
+        except OSError:  # its text may show the endpoint's answer
+            raise StorageError(
+                f"{path!r} in {self._storage.url} could not be read",
+                hint="run the same command again",
+                code="storage-unavailable",
+            ) from None
 
     # Which files lists name
 

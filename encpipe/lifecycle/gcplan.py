@@ -26,6 +26,8 @@ from encpipe.errors import StaleDatasetError
 from encpipe.manifest import RETAINED_GENERATIONS
 from encpipe.storage import ObjectInfo, UnfinishedUpload
 
+LONGEST: Final = timedelta(days=365_000)
+"""The longest time that can be asked for: no clock is so early that there is none before it."""
 GRACE: Final = timedelta(days=7)
 """How long everything stays by default."""
 CLOCK_SLACK: Final = timedelta(hours=1)
@@ -108,6 +110,11 @@ class Plan:
     def removed(self) -> tuple[ObjectInfo, ...]:
         """All objects that go."""
         return (*self.files, *self.lists, *self.old_marks)
+
+
+def is_data(path: str) -> bool:
+    """Whether an object is called as data files are."""
+    return _DATA.fullmatch(path) is not None
 
 
 def list_parts(path: str) -> tuple[int, str] | None:

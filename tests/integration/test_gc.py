@@ -28,6 +28,7 @@ from encpipe import (
     StaleDatasetError,
     StorageError,
     UntrustedKeyError,
+    strictjson,
 )
 from encpipe.config import TrustConfig
 from encpipe.lifecycle import gcplan
@@ -287,6 +288,25 @@ def test_a_journal_that_cannot_be_read_keeps_everything(
     assert_clean(scene, OLD)
 
 
+@pytest.mark.parametrize("created", ["0001-01-01T00:00:00Z", "1969-12-31T23:59:59Z", "9999-12-31T23:59:59Z"])
+def test_what_a_journal_says_of_its_time_stops_nothing(
+    scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch, created: str
+) -> None:
+    """It is not authenticated: whoever can write there can edit it."""
+    scene.write(people(50))
+    scene.write(people(0), overwrite=True)
+    age(scene, 30)
+    stopped_write(scene, monkeypatch, source, "publish", nth=2)
+    (path,) = [scene.folder / path for path in scene.objects() if path.endswith("/journal.json")]
+    path.write_bytes(strictjson.dumps({**strictjson.loads(path.read_bytes(), what="it"), "created": created}))
+    garbage = scene.folder / f"data/{'a' * 32}.parquet"
+    garbage.write_bytes(b"PARE")
+    os.utime(garbage, (10**9, 10**9))
+    found = collect(scene)
+    assert len(found.writes_kept) == 1
+    assert found.removed == (f"data/{'a' * 32}.parquet",)
+
+
 # races
 
 
@@ -533,6 +553,9 @@ def test_an_older_manifest_removes_nothing(scene: Scene) -> None:
     assert hashes(scene) == before
 
 
+TIMES = [{name: time} for name in ("grace", "older_than") for time in (-DAY, 365_001 * DAY, timedelta.max)]
+
+
 def test_wrong_settings_and_missing_keys_are_refused_before_anything_happens(
     scene: Scene, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -542,7 +565,7 @@ def test_wrong_settings_and_missing_keys_are_refused_before_anything_happens(
     stopped_write(scene, monkeypatch, source, "publish", nth=2)
     age(scene, 30)
     before = hashes(scene)
-    for more in ({"keep": 0}, {"grace": -DAY}, {"older_than": -DAY}):
+    for more in ({"keep": 0}, *TIMES):
         with pytest.raises(ConfigError) as refused:
             collect(scene, **more)
         assert refused.value.code == "usage"
@@ -577,6 +600,28 @@ def test_what_is_not_ours_is_left_alone(scene: Scene) -> None:
     assert "README.md" in found.foreign
     assert_clean(inner, NEW)
     assert ids(scene.table()) == OLD
+
+
+@pytest.mark.parametrize("folder", ["data", "year=2024"])
+def test_parquet_that_is_not_encrypted_is_left_alone_whatever_it_is_called(
+    scene: Scene, tmp_path: Path, folder: str
+) -> None:
+    """Nobody but its owner has another copy of it."""
+    scene.write(people(0))
+    scene.write(people(10), overwrite=True)
+    mine, empty = (scene.folder / folder / f"{letter * 32}.parquet" for letter in "ab")
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_bytes(next(save(tmp_path / "plain", people(50)).iterdir()).read_bytes())
+    empty.write_bytes(b"")
+    theirs = [str(path.relative_to(scene.folder)) for path in (mine, empty)]
+    age(scene, 100)
+    for dry_run in (True, False):
+        found = collect(scene, keep=1, grace=NOW, dry_run=dry_run)
+        assert list(found.foreign) == theirs
+        assert len([path for path in found.removed if path.endswith(".parquet")]) == 1
+    assert mine.exists()
+    assert empty.exists()
+    assert ids(scene.table()) == NEW
 
 
 def test_in_memory_too(tmp_path: Path) -> None:
