@@ -1,8 +1,9 @@
 """gc: removes what a dataset does not need any more. `gcplan` decides what that is; here it is done.
 
-Order: stopped writes that nobody went on with are thrown away; the manifest is replaced (line 1 as it was,
-fewer retained generations, no wrappings that none of them uses); what left is marked; objects are removed. A
-stop at any point leaves a whole dataset, and the next run does the rest.
+Order: stopped writes that nobody went on with are thrown away, each after its line in the audit log; the rest
+gets a line; the manifest is replaced (line 1 as it was, fewer retained generations, no wrappings that none of
+them uses); what left is marked; objects are removed. A stop at any point leaves a whole dataset, and the next
+run does the rest.
 
 No object is removed before a conditional write has shown that the manifest, which does not name it, is the
 newest. So a writer whose journal was thrown away cannot commit files that are being removed.
@@ -19,7 +20,6 @@ from typing import Any, Final
 
 from encpipe import manifest
 from encpipe.access import Access, AnyPath, open_access
-from encpipe.audit import Facts
 from encpipe.config import Config
 from encpipe.errors import ConfigError, ConflictError, ManifestError, StorageError
 from encpipe.kms.registry import MasterKeys
@@ -163,28 +163,13 @@ class _Run:
         unused = _unused_keks(loaded, stay)
         revision = loaded.manifest.revision
         if not self._dry_run:
-            self._audit.record("gc", **self._facts(loaded, plan, left, unused))
+            facts = loaded.facts(removed=plan.removed, generations=len(left), keks=len(unused))
+            self._audit.record("gc", **facts)
             if left or unused or plan.removed:
                 revision = self._replace_manifest(loaded, stay, unused)
             self._mark(plan, found)
             self._remove(plan)
         return self._report(loaded, found, plan, left, unused, revision)
-
-    def _facts(self, loaded: Loaded, plan: Plan, left: Sequence[str], unused: Sequence[str]) -> Facts:
-        """What the audit log is told before anything is removed but stopped writes."""
-        return {
-            "dataset": self._storage.url,
-            "dataset_id": loaded.manifest.core.dataset_id,
-            "generation": loaded.manifest.core.generation,
-            "revision": loaded.manifest.revision,
-            "counts": {
-                "generations": len(left),
-                "keks": len(unused),
-                "writes": len(self._look.thrown),
-                "objects": len(plan.removed),
-                "bytes": sum(info.size for info in plan.removed),
-            },
-        }
 
     def _replace_manifest(self, loaded: Loaded, stay: Collection[str], unused: Collection[str]) -> int:
         """Commit a manifest with only these generations and without these KEKs' wrappings; its revision."""

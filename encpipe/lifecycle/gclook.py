@@ -12,6 +12,7 @@ from typing import Final
 from encpipe import filelist, strictjson
 from encpipe import journal as journals
 from encpipe.access import Access
+from encpipe.audit import Facts
 from encpipe.errors import (
     ConfigError,
     ConflictError,
@@ -42,9 +43,24 @@ FIRST_YEAR: Final = 1970
 class Loaded:
     """A manifest that was checked, and its keys."""
 
+    url: str
     data: bytes
     manifest: Manifest
     keys: DatasetKeys
+
+    def facts(
+        self, *, removed: Sequence[ObjectInfo], generations: int = 0, keks: int = 0, writes: int = 0
+    ) -> Facts:
+        """What the audit log is told before so much is removed."""
+        size = sum(info.size for info in removed)
+        counts = {"generations": generations, "keks": keks, "writes": writes}
+        return {
+            "dataset": self.url,
+            "dataset_id": self.manifest.core.dataset_id,
+            "generation": self.manifest.core.generation,
+            "revision": self.manifest.revision,
+            "counts": {**counts, "objects": len(removed), "bytes": size},
+        }
 
     @property
     def generations(self) -> dict[str, TaggedCore]:
@@ -53,16 +69,18 @@ class Loaded:
 
 
 class Look:
-    """One dataset as one call of gc sees it. `thrown` holds the journals of stopped writes it threw away."""
+    """One dataset as one call of gc sees it. `thrown` holds the journals of stopped writes it threw away,
+    each after its line in the audit log."""
 
     def __init__(self, access: Access, rules: Rules, pins: Pins, *, dry_run: bool) -> None:
         self._storage, self._master_keys = access.storage, access.master_keys
+        self._audit = access.master_keys.audit
         self._rules, self._pins, self._dry_run = rules, pins, dry_run
         self.thrown: dict[str, list[ObjectInfo]] = {}
 
     def load(self) -> Loaded:
         """The manifest as it is now. Raises what `load_keys` raises, and `StaleDatasetError` for the pins."""
-        loaded = Loaded(*load_keys(self._storage, self._master_keys))
+        loaded = Loaded(self._storage.url, *load_keys(self._storage, self._master_keys))
         self._pins.check(loaded.manifest, loaded.manifest.head)
         return loaded
 
@@ -74,7 +92,7 @@ class Look:
         now = self._storage.now()
         objects = tuple(self._storage.list())
         uploads = tuple(self._storage.unfinished_uploads())
-        writes = tuple(self._writes(now))
+        writes = tuple(self._writes(now, loaded))
         if self.is_old(loaded):
             loaded = self.load()
         marks = self._marks(objects, now)
@@ -86,14 +104,14 @@ class Look:
 
     # Stopped writes
 
-    def _writes(self, now: datetime) -> Iterator[Write]:
+    def _writes(self, now: datetime, loaded: Loaded) -> Iterator[Write]:
         """The writes that are under way or may go on. The others are thrown away."""
         for writer_id in journals.folders(self._storage):
             objects = list(self._storage.list(f"{journals.FOLDER}{writer_id}/"))
-            if objects and not self._throw_away(writer_id, objects, now):
+            if objects and not self._throw_away(writer_id, objects, now, loaded):
                 yield self._write(writer_id, objects)
 
-    def _throw_away(self, writer_id: str, objects: list[ObjectInfo], now: datetime) -> bool:
+    def _throw_away(self, writer_id: str, objects: list[ObjectInfo], now: datetime, loaded: Loaded) -> bool:
         """Throw a write away if nobody went on with it for the grace time, and say whether."""
         if not gcplan.is_given_up(objects, now, self._rules.grace):
             return False
@@ -108,6 +126,7 @@ class Look:
                     objects = [info for info in again if info.path != lock]
                     if not gcplan.is_given_up(objects, now, self._rules.grace):
                         return False
+                    self._audit.record("gc", **loaded.facts(removed=objects, writes=1))
                     journals.remove(self._storage, writer_id)
             except ConflictError:  # it is under way
                 return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -30,7 +31,8 @@ from encpipe import (
     UntrustedKeyError,
     strictjson,
 )
-from encpipe.config import TrustConfig
+from encpipe.audit import Audit, Event
+from encpipe.config import AuditConfig, TrustConfig
 from encpipe.lifecycle import gcplan
 from encpipe.lifecycle.gc import Collected, gc
 from encpipe.testing import InMemoryKms
@@ -231,6 +233,34 @@ def test_a_stopped_write_is_thrown_away_with_its_files(
     assert_clean(scene, OLD)
     assert scene.append(source).resumed_files == 0
     assert_clean(scene, OLD + NEW + MORE)
+
+
+def test_no_stopped_write_is_thrown_away_before_the_audit_log_knows(
+    scene: Scene, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.write(people(0))
+    stopped_write(scene, monkeypatch, source, "publish", nth=2)
+    age(scene, 8)
+    log = tmp_path / "audit.jsonl"
+    audited = replace(scene, config=replace(scene.config, audit=AuditConfig(f"file:{log}")))
+    before = hashes(scene)
+
+    def full(audit: Audit, event: Event, /, **facts: Any) -> None:
+        if event == "gc":
+            raise StorageError("the audit log is full", code="audit")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Audit, "record", full)
+        with pytest.raises(StorageError, match="audit log is full"):
+            collect(audited)
+    assert hashes(scene) == before
+    found = collect(audited)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    thrown, rest = (line["counts"] for line in lines if line["event"] == "gc")
+    assert (len(found.writes), thrown["writes"], rest["writes"]) == (1, 1, 0)
+    assert thrown["objects"] == 2, "journal and record"
+    assert thrown["objects"] + rest["objects"] == len(found.removed) == 4
+    assert thrown["bytes"] + rest["bytes"] == found.removed_bytes
 
 
 def test_what_a_write_builds_upon_stays_while_it_may_go_on(
