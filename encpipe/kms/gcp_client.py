@@ -8,7 +8,6 @@ https://cloud.google.com/kms/docs/data-integrity-guidelines
 from __future__ import annotations
 
 import contextlib
-import json
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,9 +21,9 @@ from google.cloud.kms_v1.services.key_management_service.transports import KeyMa
 from google.oauth2 import service_account
 from requests.adapters import HTTPAdapter
 
-from encpipe import transport
+from encpipe import strictjson, transport
 from encpipe.config import TlsConfig
-from encpipe.errors import ConfigError, KmsUnavailableError
+from encpipe.errors import ConfigError, KmsUnavailableError, ManifestError
 from encpipe.keys import Secret
 from encpipe.kms import privatefile
 
@@ -99,8 +98,10 @@ def _credentials(path: Path | None) -> Any:
         return google.auth.default(default_scopes=SCOPES)[0]
     what = "the service account file"
     data = privatefile.read(path, what=what, limit=MAX_ACCOUNT_BYTES)
-    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # they may quote the file
-        return service_account.Credentials.from_service_account_info(json.loads(data), default_scopes=SCOPES)
+    # they may quote the file
+    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError, ManifestError):
+        info = strictjson.loads(data, what=what)
+        return service_account.Credentials.from_service_account_info(info, default_scopes=SCOPES)
     raise ConfigError(
         f"{what} {str(path)!r} holds no key of a service account",
         hint="gcloud iam service-accounts keys create makes one; other kinds of credentials are named by "

@@ -426,7 +426,7 @@ def test_damage_on_the_way_is_noticed_both_ways(
 def test_a_wrapping_without_its_checksums_is_not_taken(
     gcp_kms: Gcp, name: str, proxy: FaultProxy, missing: str
 ) -> None:
-    key = service(gcp_kms, proxy.url, deadline=0.5).master_key(f"gcp-kms:{name}")
+    key = service(gcp_kms, proxy.url, deadline=2).master_key(f"gcp-kms:{name}")
     blob = b"not under our key"
     fields: dict[str, Any] = {
         "name": f"{name}/cryptoKeyVersions/1",

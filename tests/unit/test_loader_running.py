@@ -29,8 +29,18 @@ def until(true: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.002)
 
 
+_BEFORE: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def _threads_of_other_tests() -> None:
+    _BEFORE.clear()
+    _BEFORE.update(threading.enumerate())
+
+
 def threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if thread.name.startswith("encpipe-")}
+    found = set(threading.enumerate()) - _BEFORE
+    return {thread.name for thread in found if thread.name.startswith("encpipe-")}
 
 
 def settled(source: MemorySource) -> int:
