@@ -2,6 +2,9 @@
 
     azure-kv:https://NAME.managedhsm.azure.net/keys/KEY
 
+Azure's names have no case, but a URI has one spelling here, as trust and revoke compare URIs as text: all in
+lower case, without the port 443.
+
 The key is a symmetric one of 256 bits (`oct-HSM`). Permissions needed on it, for the algorithm A256GCM:
 `encrypt` to wrap (writers, re-wrap, grant), `decrypt` to unwrap (readers and writers); for A256KW: `wrap` and
 `unwrap`. Nothing else is called, and each wrap and unwrap is one call. RSA keys are refused: whoever has the
@@ -45,9 +48,12 @@ CREDENTIALS: Final = ("default", "environment", "workload-identity", "managed-id
 """What azure-identity may use: its whole chain, or one credential and no other."""
 WITH_CLIENT_ID: Final = ("default", "workload-identity", "managed-identity")
 
+HTTPS_PORT: Final = 443
 KEY: Final = re.compile(
-    r"https://[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::[0-9]{1,5})?/keys/[A-Za-z0-9-]{1,127}"
+    r"(?P<host>https://[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?)(?::(?P<port>[0-9]{1,5}))?"
+    r"(?P<path>/keys/[a-z0-9-]{1,127})"
 )
+"""The id of a key, in lower case."""
 VERSION: Final = re.compile(r"[0-9a-f]{32}")
 
 
@@ -150,7 +156,7 @@ class AzureKey:
     def _version(self, kid: str) -> str:
         """The version that a key id names; empty when it is not of this key."""
         key, _, version = kid.rpartition("/")
-        same = f"{SCHEME}:{key}".lower() == self.uri.lower()  # Azure's names are, too
+        same = f"{SCHEME}:{key}".lower() == self.uri  # Azure answers with its own spelling
         return version if same and VERSION.fullmatch(version) else ""
 
 
@@ -171,12 +177,13 @@ class AzureKms:
             transport.check_endpoint(self.table.authority, self._tls)
 
     def master_key(self, uri: str) -> MasterKey:
-        """The key of this URI. Raises `ConfigError` for a malformed URI; no network call."""
-        scheme, _, key = uri.partition(":")
-        if scheme != SCHEME or not KEY.fullmatch(key):
+        """The key of this URI. Raises `ConfigError` for any but its one spelling; no network call."""
+        canonical = _canonical(uri)
+        if uri != canonical:
+            form = "azure-kv:https://NAME.managedhsm.azure.net/keys/KEY, without a version"
             raise ConfigError(
                 f"{uri[:300]!r} is not the URI of an Azure key",
-                hint="azure-kv:https://NAME.managedhsm.azure.net/keys/KEY, without a version",
+                hint=form if canonical is None else f"write {canonical}",
             )
         return AzureKey(uri, self)
 
@@ -216,6 +223,16 @@ class _Process:
             if self._connections is None:
                 self._connections = _import("encpipe.kms.azure_client").Connections(table, tls)
             return self._connections
+
+
+def _canonical(uri: str) -> str | None:
+    """The one spelling of this URI; None for what is no URI of a key."""
+    scheme, _, key = uri.partition(":")
+    found = KEY.fullmatch(key.lower()) if key.isascii() else None
+    if scheme != SCHEME or found is None:
+        return None
+    port = int(found["port"] or HTTPS_PORT)
+    return f"{SCHEME}:{found['host']}{'' if port == HTTPS_PORT else f':{port}'}{found['path']}"
 
 
 def _import(module: str) -> ModuleType:

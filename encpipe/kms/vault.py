@@ -3,6 +3,8 @@
     vault:NAME           the key NAME of the engine mounted at transit/
     vault:MOUNT/NAME     of the engine at MOUNT, which may lie below a namespace: vault:team/transit/NAME
 
+A key has one spelling, as trust and revoke compare URIs as text: `vault:transit/NAME` is refused.
+
 Permissions needed, as a policy: `update` on `MOUNT/encrypt/NAME` to wrap (writers, re-wrap, grant), `update`
 on `MOUNT/decrypt/NAME` to unwrap (readers and writers). Nothing else of a key is called. Tokens also use
 `auth/token/lookup-self` and `auth/token/renew-self`, which the policy `default` allows. The key has an AEAD
@@ -101,7 +103,7 @@ class VaultKey:
         when its version is older than the key's min_decryption_version.
         """
         ciphertext = wrapped.blob.decode("ascii", "replace")
-        if _path(wrapped.master_key, "decrypt") != _path(self.uri, "decrypt"):
+        if wrapped.master_key != self.uri:
             raise UnwrapError(
                 f"a wrapping by {wrapped.master_key[:200]!r} cannot open under {self.uri}",
                 hint="it belongs to another master key",
@@ -152,12 +154,9 @@ class VaultKms:
         self._process = PerProcess(_Session(), _Session.child)
 
     def master_key(self, uri: str) -> MasterKey:
-        """The key of this URI. Raises `ConfigError` for a malformed URI; no network call."""
-        if _path(uri, "decrypt") is None:
-            raise ConfigError(
-                f"{uri[:300]!r} is not the URI of a transit key",
-                hint="vault:NAME or vault:MOUNT/NAME; parts of letters, digits, _, - and .",
-            )
+        """The key of this URI. Raises `ConfigError` for a malformed URI, and for `transit/`, which is the
+        default, in one; no network call."""
+        _path(uri, "decrypt")
         return VaultKey(uri, self)
 
     def trusts(self, uri: str) -> bool:  # noqa: ARG002  # the contract's signature
@@ -187,10 +186,16 @@ class VaultKms:
         return call_within(table.deadline, request.server, attempt)
 
 
-def _path(uri: str, action: str) -> str | None:
-    """Where `action` on the key is asked for, below /v1/; None for what is no URI of a transit key."""
+def _path(uri: str, action: str) -> str:
+    """Where `action` on the key is asked for, below /v1/. Raises `ConfigError` for any other URI."""
     found = _URI.fullmatch(uri)
-    return f"{found['mount'] or DEFAULT_MOUNT}/{action}/{found['key']}" if found else None
+    if found is None or found["mount"] == DEFAULT_MOUNT:
+        form = "vault:NAME or vault:MOUNT/NAME; parts of letters, digits, _, - and ."
+        raise ConfigError(
+            f"{uri[:300]!r} is not the URI of a transit key",
+            hint=form if found is None else f"write {SCHEME}:{found['key']}",
+        )
+    return f"{found['mount'] or DEFAULT_MOUNT}/{action}/{found['key']}"
 
 
 def _data(answer: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -60,6 +60,8 @@ class AzureContract(KmsContract):
         "azure-kv:https://user@unit.managedhsm.azure.net/keys/one",
         f"azure-kv:https://unit.managedhsm.azure.net/keys/one/{'0' * 32}",
         "azure-kv:https://unit.managedhsm.azure.net/keys/one\n",
+        "azure-kv:https://unit.managedhsm.azure.net/keys/One",
+        "azure-kv:https://unit.managedhsm.azure.net:443/keys/one",
         "local:one",
     )
 

@@ -74,7 +74,7 @@ def test_a_client_id_that_would_not_count_is_an_error(credential: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [KEY, KEY.replace("footer-1", "K" * 127), KEY.replace(".net", ".cn"), KEY.replace("net/", "net:8443/")],
+    [KEY, KEY.replace("footer-1", "k" * 127), KEY.replace(".net", ".cn"), KEY.replace("net/", "net:8443/")],
 )
 def test_ids_of_keys_are_uris(name: str) -> None:
     assert AzureKms(KmsSettings()).master_key(f"azure-kv:{name}").uri == f"azure-kv:{name}"
@@ -110,13 +110,35 @@ def test_ids_of_keys_are_uris(name: str) -> None:
             ("footer-1", ".."),
             ("footer-1", "a_b"),
             ("footer-1", "a%2fb"),
-            ("footer-1", "K" * 128),
+            ("footer-1", "k" * 128),
+            ("footer-1", "\N{KELVIN SIGN}"),
         ]
     ],
 )
 def test_other_uris_are_config_errors(name: str) -> None:
     with pytest.raises(ConfigError, match="not the URI of an Azure key"):
         AzureKms(KmsSettings()).master_key(f"azure-kv:{name}")
+
+
+@pytest.mark.parametrize(
+    ("change", "port"),
+    [
+        (("footer-1", "Footer-1"), ""),
+        (("unit.", "UNIT."), ""),
+        (("https:", "HTTPS:"), ""),
+        (("/keys/", "/Keys/"), ""),
+        ((".net/", ".net:443/"), ""),
+        ((".net/", ".net:00443/"), ""),
+        ((".net/", ".net:08443/"), ":8443"),
+    ],
+)
+def test_a_key_has_one_spelling_and_the_hint_shows_it(change: tuple[str, str], port: str) -> None:
+    """Trust and revoke compare URIs as text."""
+    with pytest.raises(ConfigError, match="not the URI of an Azure key") as refused:
+        AzureKms(KmsSettings()).master_key(f"azure-kv:{KEY.replace(*change)}")
+    canonical = KEY.replace(".net/", f".net{port}/")
+    assert refused.value.hint == f"write azure-kv:{canonical}"
+    assert AzureKms(KmsSettings()).master_key(f"azure-kv:{canonical}").uri == f"azure-kv:{canonical}"
 
 
 def test_a_kek_of_another_length_is_not_sent() -> None:

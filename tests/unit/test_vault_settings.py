@@ -147,7 +147,9 @@ def test_the_ids_of_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         assert parsed(**table).read_login() == login
 
 
-@pytest.mark.parametrize("name", ["footer", "transit/footer", "team/a.b/transit/Footer_1-a", "a", "x" * 128])
+@pytest.mark.parametrize(
+    "name", ["footer", "transit", "Transit/footer", "team/a.b/transit/Footer_1-a", "a", "x" * 128]
+)
 def test_uris_of_every_form_are_keys(name: str) -> None:
     assert VaultKms(KmsSettings({"address": ADDRESS})).master_key(f"vault:{name}").uri == f"vault:{name}"
 
@@ -179,6 +181,13 @@ def test_uris_of_every_form_are_keys(name: str) -> None:
 def test_other_uris_are_config_errors(name: str) -> None:
     with pytest.raises(ConfigError, match="not the URI of a transit key"):
         VaultKms(KmsSettings({"address": ADDRESS})).master_key(f"vault:{name}")
+
+
+def test_the_default_mount_is_no_second_spelling_of_a_key() -> None:
+    """Trust and revoke compare URIs as text."""
+    with pytest.raises(ConfigError, match="not the URI of a transit key") as refused:
+        VaultKms(KmsSettings({"address": ADDRESS})).master_key("vault:transit/Footer_1")
+    assert refused.value.hint == "write vault:Footer_1"
 
 
 def test_a_kek_of_another_length_is_not_sent() -> None:
