@@ -171,6 +171,16 @@ class DatasetKeys:
         """The wrapping that gave the KEK; None where it is not held or was made here."""
         return self._held[kek_id].opened_by
 
+    def prove(self, kek_id: str, wrappings: Iterable[WrappedKey]) -> None:
+        """Check that one of these wrappings opens the KEK; what is held counts where one of them gave it.
+
+        No other wrapping is tried, and what is held stays. One call where the first of them opens. Raises
+        what `kek` raises.
+        """
+        some = tuple(wrappings)
+        if self.opened_by(kek_id) not in some:
+            self._open(_Held(self._held[kek_id].record), some)
+
     def kek(self, kek_id: str) -> Secret:
         """The KEK of this id.
 
@@ -218,11 +228,11 @@ class DatasetKeys:
     def _unwrap(self, held: _Held) -> Secret:
         tried = self._wrappings.get(held.record.id)
         try:
-            return self._open(held)
+            return self._open(held, tried or ())
         except (KmsError, IntegrityError, ConfigError):
             if not self._replaced(held.record.id, tried):
                 raise
-        return self._open(held)
+        return self._open(held, self._wrappings[held.record.id])
 
     def _replaced(self, kek_id: str, tried: Iterable[WrappedKey] | None) -> bool:
         """Whether the storage has other wrappings of the KEK than were tried; they count from then on."""
@@ -235,10 +245,10 @@ class DatasetKeys:
         self._wrappings = {**self._wrappings, **newer}
         return True
 
-    def _open(self, held: _Held) -> Secret:
+    def _open(self, held: _Held, tried: Iterable[WrappedKey]) -> Secret:
         record = held.record
         wrappings = sorted(
-            self._wrappings.get(record.id, ()),
+            tried,
             key=lambda w: self._master_keys.rank(w.master_key, key_name=record.key_name),
         )
         if record.state == "shredded" or not wrappings:

@@ -1,4 +1,4 @@
-"""Grant and revoke: one master key's wrapping of a key name's KEKs more, or less. Never the last."""
+"""Grant and revoke: one master key's wrapping of a key name's KEKs more, or less; one that works stays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from encpipe.access import AnyPath, open_access
 from encpipe.audit import Event
 from encpipe.config import Config
-from encpipe.errors import ConfigError
+from encpipe.errors import ConfigError, IntegrityError, KmsError
 from encpipe.keys import WrappedKey
 from encpipe.kms.registry import MasterKeys
 from encpipe.lifecycle.change import change_keys
@@ -74,11 +74,13 @@ def revoke(
     """Remove the wrappings by the master key `uri` (as `inspect` shows it) of the KEKs of `key_name`.
 
     Who has only that master key cannot open the dataset from then on. It makes nobody forget: who unwrapped a
-    KEK before, or kept the old manifest, still reads what is there. One call, for the footer key.
+    KEK before, or kept the old manifest, still reads what is there. One call for each KEK, in which a
+    wrapping that stays opens it and is checked against the commitment; one more for the footer key where the
+    revoked master key is tried first.
 
-    Raises `ConfigError` `last-wrapping` where nothing else would open a KEK, `no-wrapping` where the master
-    key opens none, and what `grant` raises; nothing is changed then, but after `storage-unavailable` it may
-    be.
+    Raises `ConfigError` `last-wrapping` where no wrapping would be left, or none of those left is seen to
+    open the KEK (to this configuration, now), `no-wrapping` where the master key opens none, and what `grant`
+    raises; nothing is changed then, but after `storage-unavailable` it may be.
     """
     access = open_access(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
@@ -103,6 +105,16 @@ class _Revoke:
                 hint="grant another master key first: encpipe grant URL --key NAME=URI",
                 code="last-wrapping",
             )
+        try:
+            kek.keys.prove(kek.record.id, left)
+        except (ConfigError, IntegrityError, KmsError) as error:
+            raise ConfigError(
+                f"without {self._uri} nothing is seen to open a KEK of key name {kek.record.key_name!r}: "
+                f"{error.message}",
+                hint="revoke as somebody whose configuration opens it by a master key that keeps it; or "
+                "grant one that works: encpipe grant URL --key NAME=URI",
+                code="last-wrapping",
+            ) from None
         return left
 
 

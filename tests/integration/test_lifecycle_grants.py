@@ -79,7 +79,7 @@ def test_a_revoked_master_key_opens_no_more(scene: Scene) -> None:
     before = scene.kms.wraps
     report = encpipe.revoke(scene.url, "pii", "memory:glass", **scene.access)
     assert report.changes[0].removed == (("memory:glass", "1"),)
-    assert (report.kms_calls, scene.kms.wraps) == (1, before)
+    assert (report.kms_calls, scene.kms.wraps) == (2, before)  # footer key; the wrapping that stays
     assert report.leftovers == ()
     glass = somebody(scene, footer="memory:glass", pii="memory:glass")
     assert ids(glass.table(["id"])) == ROWS
@@ -95,6 +95,33 @@ def test_never_the_last_wrapping(scene: Scene) -> None:
             encpipe.revoke(scene.url, name, uri, **scene.access)
         assert refused.value.code == "last-wrapping"
     assert scene.folder.joinpath(MANIFEST).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["footer", "pii"])
+def test_never_the_last_wrapping_that_works(scene: Scene, name: str) -> None:
+    uri = scene.config.keys[name][0]
+    encpipe.grant(scene.url, name, "memory:glass", **scene.access)
+    before = scene.folder.joinpath(MANIFEST).read_bytes()
+    both = replace(scene, config=Config(keys={**KEYS, name: (uri, "memory:glass")}))
+    with pytest.raises(ConfigError) as refused:  # not to this configuration, which cannot try memory:glass
+        encpipe.revoke(scene.url, name, uri, **scene.access)
+    assert refused.value.code == "last-wrapping"
+    kms = FaultyKms(scene.kms)
+    kms.fail("wrong-key", "memory:glass")
+    faulty = {**both.access, "master_keys": MasterKeys(both.config, extra={"memory": kms})}
+    with pytest.raises(ConfigError) as refused:
+        encpipe.revoke(scene.url, name, uri, **faulty)
+    assert refused.value.code == "last-wrapping"
+    assert scene.folder.joinpath(MANIFEST).read_bytes() == before
+    encpipe.revoke(scene.url, name, uri, **both.access)
+    assert opening(scene, name) == {"memory:glass"}
+    encpipe.grant(scene.url, name, uri, **both.access)
+    scene.kms.forget("glass")
+    with pytest.raises(ConfigError) as refused:
+        encpipe.revoke(scene.url, name, uri, **both.access)
+    assert refused.value.code == "last-wrapping"
+    encpipe.revoke(scene.url, name, "memory:glass", **both.access)
+    assert ids(scene.table()) == ROWS
 
 
 def test_never_the_last_wrapping_of_an_older_generations_kek(scene: Scene) -> None:
