@@ -59,10 +59,14 @@ class LoggerText:
 
 def _takes_info(logger: logging.Logger | None) -> bool:
     while logger is not None:
-        if any(handler.level <= logging.INFO for handler in logger.handlers):
+        if any(_keeps_info(handler) for handler in logger.handlers):
             return True
         logger = logger.parent if logger.propagate else None
     return False
+
+
+def _keeps_info(handler: logging.Handler) -> bool:
+    return handler.level <= logging.INFO and not isinstance(handler, logging.NullHandler)
 
 
 class _Text(Protocol):

@@ -1,8 +1,9 @@
 """Whether an audit log is as it was written: what `encpipe audit verify` does.
 
 A *file* is one chain: every line names the one right before it. Text that is no line may stand there only
-where a line was cut short and `recovered` says so. What standard error or a logger wrote is *collected*:
-chains of several processes, each from its `start`, with other text around and between the lines.
+where a line was cut short and `recovered` says so; a whole JSON object never may, as no part of a line is
+one. What standard error or a logger wrote is *collected*: chains of several processes, each from its `start`,
+with other text around and between the lines.
 
 What a chain does not show, as nothing is signed: an end that is missing, unless one knows a later head; and
 lines made by somebody who may write the log, from the first line he touched to the end.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from encpipe.errors import ConfigError, IntegrityError, StorageError
 
 MAX_PROBLEMS: Final = 100
 """Problems that are listed; all are counted."""
+NO_LINE: Final = "it is no line of an audit log: it was edited or put there"
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -168,6 +171,13 @@ def _text(whole: bytes) -> str:
     return whole.decode("utf-8", "replace")
 
 
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 class _File:
     """Goes through the lines of a file that is one chain."""
 
@@ -183,7 +193,9 @@ class _File:
         """Check the next line. Its digest."""
         this = digest(whole.removesuffix(b"\n") + b"\n")
         record = self._record(_text(whole))
-        if record is None:
+        if record is None and _is_object(_text(whole)):
+            self._found.add(number, NO_LINE)
+        elif record is None:
             self._torn = self._torn or number
         else:
             self._check(number, record)
@@ -212,7 +224,7 @@ class _File:
 
     def _unclosed(self) -> None:
         if self._torn:
-            self._found.add(self._torn, "it is no line of an audit log: it was edited or put there")
+            self._found.add(self._torn, NO_LINE)
 
     def finish(self) -> None:
         """Check the end."""

@@ -193,6 +193,9 @@ def test_a_logger_that_drops_lines_refuses(logger: logging.Logger) -> None:
     logger.setLevel(logging.INFO)
     with pytest.raises(StorageError, match="no handler"):
         text.put("x\n")
+    logger.addHandler(logging.NullHandler())
+    with pytest.raises(StorageError, match="no handler"):
+        text.check()
     logger.addHandler(Kept(logging.ERROR))
     with pytest.raises(StorageError, match="no handler"):
         text.check()

@@ -276,6 +276,22 @@ def test_a_line_removed_before_one_cut_short_is_found(path: Path, audit: Audit) 
     assert wrong_lines(verify_audit(path)) == [4]
 
 
+@pytest.mark.parametrize("put_in", ["of a process", "of another version", "json"])
+def test_a_record_put_in_before_a_line_cut_short_is_found(path: Path, audit: Audit, put_in: str) -> None:
+    write(audit, 3)
+    with path.open("ab") as file:
+        file.write(b'{"pr')
+    write(audit, 1)
+    lines = path.read_bytes().splitlines(keepends=True)
+    forged = {
+        "of a process": lines[1].replace(b'"v"', b'"chain":"' + b"a" * 32 + b'","v"'),
+        "of another version": lines[1].replace(b'"v":1', b'"v":2'),
+        "json": b' {"event":"revoke"}\n',
+    }
+    path.write_bytes(b"".join([*lines[:3], forged[put_in], *lines[3:]]))
+    assert wrong_lines(verify_audit(path)) == [4]
+
+
 def test_a_file_that_is_no_log_is_not_written_to(path: Path, audit: Audit) -> None:
     path.write_bytes(b"\0" * (4 << 20))
     with pytest.raises(StorageError, match="no audit log"):
