@@ -36,10 +36,11 @@ def rewrap(
     """Wrap the KEKs of a dataset anew: those of `key_names`, else those of `to`, else all.
 
     The master keys that wrap are `to[NAME]`, each of them trusted by being named here, else the first that
-    the configuration names for the key name, in its newest version. A new wrapping takes the place of the one
-    that opened the KEK, and of every older one by the same master key; wrappings by other master keys stay
-    (`revoke` removes them), and so does one that the configuration names as a further one, where `to` does
-    not name the key name.
+    the configuration names for the key name, in its newest version. A new wrapping takes the place of every
+    older one by the same master key; with `to`, of those by the master key that the configuration names
+    first; and where a KEK had a single wrapping by another master key, of that, unless the configuration
+    names it as a further one and `to` does not name the key name. All others stay, those by a break-glass
+    key too: the report lists them as `kept`, and `revoke` removes them.
 
     With `older_than`, KEKs are left alone that `needs_rewrap` does not name. With `dry_run` KEKs are
     unwrapped and nothing is wrapped or written. Every KEK is checked against its commitment before it is
@@ -82,7 +83,7 @@ class Rewrap:
         targets = targets_for(self._master_keys, self._listed, name, self._to)
         if self._older_than is not None and not any(self._is_due(kek, target) for target in targets):
             return kek.wrappings
-        secret, opened_by = kek.open()
+        secret, _ = kek.open()
         fresh = []
         for target in targets:
             if self._dry_run:
@@ -91,12 +92,23 @@ class Rewrap:
             fresh.append(target.wrap(secret, aad=kek.context))
             self.wraps += 1
         again = {wrapped.master_key for wrapped in fresh}
-        kept = (
-            wrapped
-            for wrapped in kek.wrappings
-            if wrapped.master_key not in again and (wrapped != opened_by or self._stays(name, wrapped))
-        )
-        return (*fresh, *kept)
+        others = tuple(wrapped for wrapped in kek.wrappings if wrapped.master_key not in again)
+        gone = self._moved_away(name, others, is_moved=len(others) == len(kek.wrappings))
+        return (*fresh, *(wrapped for wrapped in others if wrapped not in gone))
+
+    def _moved_away(
+        self, key_name: str, others: tuple[WrappedKey, ...], *, is_moved: bool
+    ) -> tuple[WrappedKey, ...]:
+        """The wrappings by other master keys whose place is taken: by the one that the configuration names
+        first where `to` moves away from it, else the only one there was. A break-glass key is never one of
+        several that go."""
+        if key_name in self._to:
+            first = self._listed.get(key_name, ())[:1]
+            masters = [self._master_keys.get(uri, key_name=key_name) for uri in first]
+            gone = tuple(wrapped for wrapped in others if any(made_by(m, wrapped) for m in masters))
+            if gone:
+                return gone
+        return others if is_moved and len(others) == 1 and not self._stays(key_name, others[0]) else ()
 
     def _stays(self, key_name: str, wrapped: WrappedKey) -> bool:
         """Whether the configuration names the master key as a further one for the key name."""

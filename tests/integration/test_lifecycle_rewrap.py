@@ -172,6 +172,17 @@ def test_other_wrappings_stay(scene: Scene) -> None:
     assert opens(scene)["footer"] == {("memory:main", "2"), ("memory:other", "1")}
 
 
+@pytest.mark.parametrize("to", [None, {"footer": "memory:new"}], ids=["rotation", "move"])
+def test_a_break_glass_key_that_opens_first_stays(scene: Scene, to: dict[str, str] | None) -> None:
+    encpipe.grant(scene.url, "footer", "memory:other", **scene.access)
+    scene.kms.rotate("main")
+    trusting = replace(scene, config=Config(keys=dict(KEYS), trust=TrustConfig(("memory:other",))))
+    (change,) = rewrap(trusting, key_names=["footer"], to=to).changes
+    assert change.kept == (("memory:other", "1"),)
+    assert opens(scene)["footer"] == {change.added[0], ("memory:other", "1")}
+    assert change.added[0][0] == ("memory:new" if to else "memory:main")
+
+
 def test_several_master_keys_at_once(scene: Scene) -> None:
     rewrap(scene, to={"pii": ["memory:new", "memory:other"]})
     assert opens(scene)["pii"] == {("memory:new", "1"), ("memory:other", "1")}
