@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -21,9 +20,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from encpipe import strictjson
 from encpipe.audit.files import wait_for_lock
 from encpipe.audit.lines import MAX_LINE_BYTES, NOTHING, RECORD, digest, parsed
-from encpipe.errors import ConfigError, IntegrityError, StorageError
+from encpipe.errors import ConfigError, IntegrityError, ManifestError, StorageError
 
 MAX_PROBLEMS: Final = 100
 """Problems that are listed; all are counted."""
@@ -173,9 +173,10 @@ def _text(whole: bytes) -> str:
 
 def _is_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
+        strictjson.loads(text.encode("utf-8", "replace"), what="a line")
+    except ManifestError:
         return False
+    return True
 
 
 class _File:

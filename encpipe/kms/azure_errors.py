@@ -5,7 +5,6 @@ The service's own text is shown only where the request held no key: who answers 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, Final
 from azure.core import exceptions as sdk
 from azure.identity import CredentialUnavailableError
 
+from encpipe import strictjson
 from encpipe.errors import (
     ConfigError,
     EncpipeError,
@@ -21,6 +21,7 @@ from encpipe.errors import (
     KeyNotFoundError,
     KmsError,
     KmsUnavailableError,
+    ManifestError,
     UnwrapError,
 )
 from encpipe.kms.azure_wrapping import Ask
@@ -67,10 +68,13 @@ class _Said:
     @classmethod
     def read(cls, body: bytes) -> _Said:
         try:
-            error = json.loads(body)["error"] if len(body) <= MAX_ERROR_BYTES else {}
+            answer = (
+                strictjson.loads(body, what="an answer") if len(body) <= MAX_ERROR_BYTES else {"error": {}}
+            )
+            error = answer["error"]
             inner = error.get("innererror") or {}
             return cls(_word(error.get("code")), _word(inner.get("code")), str(error.get("message") or ""))
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        except (ManifestError, TypeError, LookupError, AttributeError):
             return cls()
 
 
