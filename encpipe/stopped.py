@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from encpipe import journal as journals
-from encpipe.commit import Target, committed_as
+from encpipe.commit import Target, committed_as, surely_not_committed
 from encpipe.errors import (
     ConfigError,
     ConflictError,
@@ -236,3 +236,17 @@ def _is_as_recorded(storage: Storage, entry: FileEntry) -> bool:
         if error.code != "not-found":
             raise
         return False
+
+
+def throw_away(storage: Storage, journal: Journal, records: Records, partitions: tuple[str, ...]) -> None:
+    """Remove what a write made: no later run can go on with it. Raises nothing: the error that led here
+    matters more than one on the way.
+
+    What another run may have committed under this journal stays: the journal goes first, without which nobody
+    commits.
+    """
+    with suppress(EncpipeError):
+        paths = recorded_paths(records, partitions)
+        storage.delete(journals.journal_path(journal.writer_id))
+        if surely_not_committed(storage, journal.writer_id, journal.base_generation):
+            journals.remove(storage, journal.writer_id, paths)

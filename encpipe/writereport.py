@@ -53,3 +53,33 @@ def facts_of(target: Target, entries: Sequence[FileEntry]) -> Facts:
             "bytes": sum(entry.size for entry in entries),
         },
     }
+
+
+def report_of(
+    url: str,
+    target: Target,
+    entries: Sequence[FileEntry],
+    *,
+    generation: int,
+    resumed_files: int,
+    bytes_in: int,
+    seconds: float,
+    kms_calls: int,
+) -> WriteReport:
+    """The report of a write that was committed."""
+    return WriteReport(
+        url=url,
+        dataset_id=target.dataset_id,
+        generation=generation,
+        files=len(entries),
+        resumed_files=resumed_files,
+        rows=sum(entry.rows for entry in entries),
+        bytes_in=bytes_in,
+        bytes_out=sum(entry.size for entry in entries),
+        seconds=seconds,
+        kms_calls=kms_calls,
+        master_keys={
+            name: tuple(wrapped.master_key for wrapped in wrappings)
+            for name, wrappings in keys_used(target).items()
+        },
+    )

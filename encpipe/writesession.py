@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import socket
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal
 
 from encpipe import journal as journals
 from encpipe import strictjson
 from encpipe.access import Access
-from encpipe.commit import (
-    MAX_REBASES,
-    Contents,
-    Target,
-    commit,
-    rebased,
-    same_shape,
-    surely_not_committed,
-)
+from encpipe.audit import Event, Facts
+from encpipe.commit import MAX_REBASES, Contents, Target, commit, rebased, same_shape
 from encpipe.errors import ConfigError, ConflictError, EncpipeError, StorageError
 from encpipe.filelist import FileEntry
 from encpipe.journal import Journal, Records
-from encpipe.keyring import DatasetKeys
-from encpipe.keys import new_id, utc_now
-from encpipe.parquet import Layout
-from encpipe.sealing import ProgressCallback, SealJob, Tally, seal_all
+from encpipe.keys import utc_now
+from encpipe.sealing import ProgressCallback, Tally, seal_all
 from encpipe.signing import WriterSigning
 from encpipe.sources import Source
 from encpipe.state import State, load_state, read_manifest
-from encpipe.stopped import Stopped, StoppedWrites, check_free, finished, has_begun, recorded_paths
+from encpipe.stopped import Stopped, StoppedWrites, check_free, finished, has_begun, throw_away
+from encpipe.writedata import seal_job, start_journal
 from encpipe.writekeys import check_not_weaker, make_target
-from encpipe.writereport import WriteReport, facts_of, keys_used
+from encpipe.writereport import WriteReport, facts_of, report_of
 
-Purpose = Literal["write", "overwrite", "append"]
+Purpose = Literal["write", "overwrite", "append", "rekey"]
 
 
 class WriteSession:
-    """One call of `write_dataset` or `append_dataset`."""
+    """One call of `write_dataset` or `append_dataset`; a re-key overrides what it does otherwise."""
+
+    event: Event = "encrypt"
 
     def __init__(
         self,
@@ -61,16 +53,16 @@ class WriteSession:
         self._storage, self._master_keys = access.storage, access.master_keys
         self._audit = access.master_keys.audit
         self._source, self._contents = source, contents
-        self._digest = hashlib.sha256(self._settings() + source_digest).digest()
+        self._digest = hashlib.sha256(strictjson.dumps(self._settings()) + source_digest).digest()
         self._workers, self._compression, self._restart = workers, compression, restart
         self._progress, self._drop_column_keys = progress, drop_column_keys
         self._signing = signing
         self._kms_calls = 0
 
-    def _settings(self) -> bytes:
+    def _settings(self) -> dict[str, Any]:
         contents, uris = self._contents, self._master_keys.config.keys
         names = () if self._purpose == "append" else contents.policy.key_names
-        settings = {
+        return {
             "purpose": self._purpose,
             "policy": contents.policy.as_json(),
             "keys": {name: list(uris.get(name, ())) for name in names},
@@ -78,12 +70,11 @@ class WriteSession:
             "columns": [[leaf, name] for leaf, name in contents.columns.items()],
             "partitions": list(contents.partitions),
         }
-        return strictjson.dumps(settings)
 
     def run(self) -> WriteReport:
         """Do the whole write. Raises as `write_dataset` says."""
         self._audit.check()
-        with self._audit.refusals("encrypt", how=self._purpose, dataset=self._storage.url):
+        with self._audit.refusals(self.event, how=self._purpose, dataset=self._storage.url):
             return self._run(time.monotonic())
 
     def _run(self, started: float) -> WriteReport:
@@ -96,7 +87,8 @@ class WriteSession:
             if stopped is None:
                 self._check_free(base, begun=begun)
                 target = self._new_target(base)
-                journal = self._start(held, target)
+                begin = held, self._storage, target, self._digest, self._signing.key
+                journal = start_journal(*begin, created=utc_now())
             else:
                 self._kms_calls += stopped.kms_calls
                 if stopped.committed_as is not None:
@@ -162,27 +154,6 @@ class WriteSession:
         self._kms_calls += calls
         return target
 
-    # Journal
-
-    def _start(self, held: ExitStack, target: Target) -> Journal:
-        base = target.base
-        journal = Journal(
-            writer_id=new_id(),
-            dataset_id=target.dataset_id,
-            base_core="" if base is None else base.view.digest,
-            base_generation=0 if base is None else base.view.core.generation,
-            created=utc_now(),
-            owner=f"{socket.gethostname()}:{os.getpid()}",
-            footer_key=target.footer_key,
-            keks=target.records,
-            wrappings=target.wrappings,
-            digest=self._digest,
-        ).signed(self._signing.key)
-        held.enter_context(self._storage.hold(journals.lock_path(journal.writer_id)))
-        data = journal.as_bytes(target.keks[target.active(target.footer_key).id])
-        self._storage.create(journals.journal_path(journal.writer_id), data)
-        return journal
-
     def _fits(self, journal: Journal, base: State | None) -> bool:
         """Whether the journal's write can still be committed on top of what is there now."""
         if base is None:
@@ -195,82 +166,63 @@ class WriteSession:
     # Data
 
     def _write(self, journal: Journal, target: Target, started: float) -> WriteReport:
-        keys = self._session_keys(target)
         records = self._records(journal, target)
         done = self._finished(records)
         try:
-            entries = self._seal(target, keys, records, done)
+            entries = self._seal(target, records, done)
         except BaseException:
             if not self._source.resumable:
-                self._clean_up(journal, records)
+                throw_away(self._storage, journal, records, self._contents.partitions)
             raise
-        generation = self._commit_or_clean_up(journal, target, records, entries)
+        generation, target, entries = self._commit_or_clean_up(journal, target, records, entries)
         journals.remove(self._storage, journal.writer_id)
         return self._report(entries, len(done), generation, started, target)
 
     def _commit_or_clean_up(
         self, journal: Journal, target: Target, records: Records, entries: list[FileEntry]
-    ) -> int:
+    ) -> tuple[int, Target, list[FileEntry]]:
         """Commit. After an error that leaves open whether the commit happened, everything stays."""
         try:
-            return self._commit(journal, target, entries)
+            return self._commit(journal, target, records, entries)
         except EncpipeError as error:
             undecided = error.code == "storage-unavailable"
             if isinstance(error, ConflictError) or not (undecided or self._source.resumable):
-                self._clean_up(journal, records)
+                throw_away(self._storage, journal, records, self._contents.partitions)
             raise
 
-    def _clean_up(self, journal: Journal, records: Records) -> None:
-        """Remove what this write made: no later run can go on with it. The error that led here matters more
-        than one on the way. What another run may have committed under our journal stays: the journal goes
-        first, without which nobody commits."""
-        with suppress(EncpipeError):
-            paths = recorded_paths(records, self._contents.partitions)
-            self._storage.delete(journals.journal_path(journal.writer_id))
-            if surely_not_committed(self._storage, journal.writer_id, journal.base_generation):
-                journals.remove(self._storage, journal.writer_id, paths)
-
-    def _session_keys(self, target: Target) -> DatasetKeys:
-        keys = DatasetKeys(
-            target.dataset_id, target.records, target.wrappings, self._master_keys, lambda *_: None
-        )
-        for kek_id, kek in target.keks.items():
-            keys.put(kek_id, kek)
-        return keys
-
-    def _seal(
-        self, target: Target, keys: DatasetKeys, records: Records, done: Mapping[int, FileEntry]
-    ) -> list[FileEntry]:
-        contents, files = self._contents, self._source.files
-        names = set(contents.columns.values()) | {target.footer_key}
-        job = SealJob(
-            storage=self._storage,
-            layout=Layout(contents.columns, {n: target.active(n).id for n in names}, target.footer_key),
-            keys=keys,
-            schema=contents.write_schema,
-            plaintext_partitions=contents.policy.plaintext_partitions,
-            compression=self._compression,
-        )
+    def _seal(self, target: Target, records: Records, done: Mapping[int, FileEntry]) -> list[FileEntry]:
+        files = self._source.files
+        job = seal_job(self._storage, self._master_keys, target, self._contents, self._compression)
         tally = Tally(len(files), sum(file.size for file in files), self._progress)
         for n, entry in done.items():
             tally.add(files=1, rows=entry.rows, size=files[n].size)
         return seal_all(job, files, done, records, workers=self._workers, tally=tally)
 
-    def _commit(self, journal: Journal, target: Target, entries: list[FileEntry]) -> int:
+    def _commit(
+        self, journal: Journal, target: Target, records: Records, entries: list[FileEntry]
+    ) -> tuple[int, Target, list[FileEntry]]:
+        """The generation, and what was committed as it."""
         for _ in range(MAX_REBASES):
-            before = () if self._purpose != "append" or target.base is None else target.base.files.files
-            facts = facts_of(target, entries) | {"how": self._purpose, "dataset": self._storage.url}
-            self._audit.record("encrypt", **facts)
+            facts = self._facts(target, entries)
+            self._audit.record(self.event, **facts)
             try:
-                job = self._storage, target, self._contents, (*before, *entries), journal.writer_id
-                return commit(*job, sign=self._signing.sign)
+                job = self._storage, target, self._contents, self._all(target, entries), journal.writer_id
+                return commit(*job, sign=self._signing.sign), target, entries
             except ConflictError as error:
                 current = self._next_base(journal, target)
                 if current is None:
                     raise
-                self._audit.refuse("encrypt", error, **facts)
-            target = rebased(target, current)
+                self._audit.refuse(self.event, error, **facts)
+            target, entries = self._on_top(target, current, records, entries)
         raise ConflictError(f"other writers were first {MAX_REBASES} times", hint="run the command again")
+
+    def _facts(self, target: Target, entries: Sequence[FileEntry]) -> Facts:
+        return facts_of(target, entries) | {"how": self._purpose, "dataset": self._storage.url}
+
+    def _all(self, target: Target, entries: Sequence[FileEntry]) -> tuple[FileEntry, ...]:
+        """Every file of the new generation."""
+        before = () if self._purpose != "append" or target.base is None else target.base.files.files
+        return (*before, *entries)
 
     def _next_base(self, journal: Journal, target: Target) -> State | None:
         """What to commit on top of, after someone else was first; None where that would undo his work. A
@@ -281,27 +233,26 @@ class WriteSession:
         same_data = current.view.digest == target.base.view.digest
         return current if same_data or self._purpose == "append" else None
 
-    def _report(
+    def _on_top(
         self,
-        entries: list[FileEntry] | tuple[FileEntry, ...],
-        resumed: int,
-        generation: int,
-        started: float,
         target: Target,
+        current: State,
+        records: Records,  # noqa: ARG002 - for a re-key, which has more files to seal then
+        entries: list[FileEntry],
+    ) -> tuple[Target, list[FileEntry]]:
+        """What to commit on top of `current`. Raises `ConflictError` where keys or policy changed."""
+        return rebased(target, current), entries
+
+    def _report(
+        self, entries: Sequence[FileEntry], resumed: int, generation: int, started: float, target: Target
     ) -> WriteReport:
-        return WriteReport(
-            url=self._storage.url,
-            dataset_id=target.dataset_id,
+        return report_of(
+            self._storage.url,
+            target,
+            entries,
             generation=generation,
-            files=len(entries),
             resumed_files=resumed,
-            rows=sum(entry.rows for entry in entries),
             bytes_in=sum(file.size for file in self._source.files),
-            bytes_out=sum(entry.size for entry in entries),
             seconds=time.monotonic() - started,
             kms_calls=self._kms_calls,
-            master_keys={
-                name: tuple(wrapped.master_key for wrapped in wrappings)
-                for name, wrappings in keys_used(target).items()
-            },
         )

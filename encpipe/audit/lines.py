@@ -40,6 +40,7 @@ Event = Literal[
     "encrypt",
     "decrypt",
     "rewrap",
+    "rekey",
     "grant",
     "revoke",
     "sign",

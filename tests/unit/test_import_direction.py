@@ -21,7 +21,7 @@ LAYERS = """
     writesession  scan
     rowgroups  selection  wholefiles
     fragments  projection
-    stopped  writekeys
+    stopped  writekeys  writedata
     sealing  commit  writereport
     handover
     state  journal

@@ -1,0 +1,66 @@
+"""The data files of one write: under which keys they are sealed, and the journal that they go with."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import ExitStack
+
+from encpipe import journal as journals
+from encpipe.commit import Contents, Target
+from encpipe.journal import Journal
+from encpipe.keyring import DatasetKeys
+from encpipe.keys import new_id
+from encpipe.kms.registry import MasterKeys
+from encpipe.parquet import Layout
+from encpipe.sealing import SealJob
+from encpipe.signing import SigningKey
+from encpipe.storage import Storage
+
+
+def start_journal(
+    held: ExitStack, storage: Storage, target: Target, digest: bytes, key: SigningKey | None, *, created: str
+) -> Journal:
+    """A new journal for a write to `target`, signed by `key`; owned until `held` ends.
+
+    `digest` stands for source and settings. Raises `EncpipeError` `unsupported`, `StorageError`.
+    """
+    base = target.base
+    journal = Journal(
+        writer_id=new_id(),
+        dataset_id=target.dataset_id,
+        base_core="" if base is None else base.view.digest,
+        base_generation=0 if base is None else base.view.core.generation,
+        created=created,
+        owner=f"{socket.gethostname()}:{os.getpid()}",
+        footer_key=target.footer_key,
+        keks=target.records,
+        wrappings=target.wrappings,
+        digest=digest,
+    ).signed(key)
+    held.enter_context(storage.hold(journals.lock_path(journal.writer_id)))
+    data = journal.as_bytes(target.keks[target.active(target.footer_key).id])
+    storage.create(journals.journal_path(journal.writer_id), data)
+    return journal
+
+
+def seal_job(
+    storage: Storage, master_keys: MasterKeys, target: Target, contents: Contents, compression: str
+) -> SealJob:
+    """How the files of a write to `target` are sealed, with the KEKs that it holds. Calls no key service."""
+    names = set(contents.columns.values()) | {target.footer_key}
+    return SealJob(
+        storage=storage,
+        layout=Layout(contents.columns, {n: target.active(n).id for n in names}, target.footer_key),
+        keys=_keys_of(target, master_keys),
+        schema=contents.write_schema,
+        plaintext_partitions=contents.policy.plaintext_partitions,
+        compression=compression,
+    )
+
+
+def _keys_of(target: Target, master_keys: MasterKeys) -> DatasetKeys:
+    keys = DatasetKeys(target.dataset_id, target.records, target.wrappings, master_keys, lambda *_: None)
+    for kek_id, kek in target.keks.items():
+        keys.put(kek_id, kek)
+    return keys
