@@ -18,7 +18,10 @@ from encpipe.keys import KEY_NAME, Secret
 from encpipe.strictjson import Fields
 
 FORMAT: Final = "encpipe/1"
-REQUIRES: Final[frozenset[str]] = frozenset()
+PARTITION_KEKS: Final = "partition-keks"
+"""The feature of datasets whose policy asks for KEKs of single partitions."""
+
+REQUIRES: Final[frozenset[str]] = frozenset({PARTITION_KEKS})
 """Features that a dataset may require and this version honours."""
 
 MAX_KEKS: Final = 100_000
@@ -161,14 +164,17 @@ def check_commitment(record: KekRecord, kek: Secret) -> None:
         )
 
 
-def tag(core: Core, keks: Mapping[str, Secret]) -> TaggedCore:
-    """The core as it is stored, with the MAC of every active KEK.
+def tag(core: Core, keks: Mapping[str, Secret], *, before: str | None = None) -> TaggedCore:
+    """The core as it is stored, with the MAC of every active KEK, and of the footer KEK `before` (the KEK id)
+    of the generation it is built upon: so a reader who knows that one can tell that this one follows.
 
     Raises `KeyError` when one is missing: a core without the MAC of every key name is never made.
     """
     line = strictjson.dumps(core.as_json())
-    active = [kek.id for kek in core.keks if kek.state == "active"]
-    return TaggedCore(core, line, {i: aead.mac(_mac_key(keks[i], core), line) for i in active})
+    under = dict.fromkeys(kek.id for kek in core.keks if kek.state == "active")
+    if before is not None:
+        under[before] = None
+    return TaggedCore(core, line, {i: aead.mac(_mac_key(keks[i], core), line) for i in under})
 
 
 def _mac_key(kek: Secret, core: Core) -> Secret:

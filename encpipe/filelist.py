@@ -16,6 +16,7 @@ from encpipe import aead, strictjson
 from encpipe.aead import Label
 from encpipe.errors import DecryptionError, EncpipeError, FormatError, ManifestError, PolicyError
 from encpipe.keys import KEY_NAME, Secret
+from encpipe.partitionkeks import PartitionKek, parse_partition_kek
 from encpipe.policy import Policy
 from encpipe.strictjson import Fields
 
@@ -48,8 +49,9 @@ class FileEntry:
     `path` is below the dataset; `size` is in bytes; `row_groups` holds the rows of each row group;
     `partition` the values of the partition columns as text, or None for null; `sha256` is over the whole
     file; `footer_commitment` fixes the footer DEK, `columns_commitment` the DEKs of the leaf
-    columns, none of which there are where one DEK seals the whole file. `extra`
-    keeps the fields that this version does not know.
+    columns, none of which there are where one DEK seals the whole file. `partition_keks` are the ids of the
+    partition KEKs it is under, one for each key name, or none. `extra` keeps the fields that this version
+    does not know.
     """
 
     id: str
@@ -61,11 +63,14 @@ class FileEntry:
     sha256: bytes
     footer_commitment: bytes
     columns_commitment: bytes
+    partition_keks: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def as_json(self) -> dict[str, Any]:
+        partition_keks = {"partition_keks": list(self.partition_keks)} if self.partition_keks else {}
         return {
             **self.extra,
+            **partition_keks,
             "id": self.id,
             "path": self.path,
             "bytes": self.size,
@@ -83,7 +88,8 @@ class FileList:
     """Everything a generation holds.
 
     `columns` maps each leaf path to its key name, in schema order; `schema` is the dataset's Arrow schema as
-    an IPC message, partition columns included; `partitions` names the partition columns.
+    an IPC message, partition columns included; `partitions` names the partition columns. `partition_keks` has
+    those that the files are under.
     """
 
     policy: Policy
@@ -92,6 +98,12 @@ class FileList:
     partitions: tuple[str, ...]
     files: tuple[FileEntry, ...]
     raw: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    partition_keks: tuple[PartitionKek, ...] = ()
+
+    @property
+    def key_names(self) -> tuple[str, ...]:
+        """The key names that its files use, sorted: the footer key and those of the columns."""
+        return tuple(sorted({self.policy.footer_key, *self.columns.values()}))
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -100,7 +112,7 @@ class FileList:
             "schema": aead.to_text(self.schema),
             "columns": [[leaf, name] for leaf, name in self.columns.items()],
             "partitions": list(self.partitions),
-            "partition_keks": list(self.raw.get("partition_keks", ())),
+            "partition_keks": [kek.as_json() for kek in self.partition_keks],
             "files": [entry.as_json() for entry in self.files],
         }
 
@@ -117,10 +129,11 @@ def _key(footer_kek: Secret, list_id: str) -> Secret:
 def seal(file_list: FileList, *, footer_kek: Secret, dataset_id: str, generation: int, list_id: str) -> bytes:
     """The sealed object: 0x01 || nonce || ciphertext || tag.
 
-    Raises `EncpipeError` `unsupported` for a list that names a file twice: no reader would take it.
+    Raises `EncpipeError` `unsupported` for a list that contradicts itself: no reader would take it.
     """
-    if _names_twice(file_list.files):
-        raise EncpipeError("the file list of this write names a file twice", code="unsupported")
+    fault = _fault(file_list)
+    if fault:
+        raise EncpipeError(f"the file list of this write {fault}", code="unsupported")
     plaintext = strictjson.dumps(file_list.as_json())
     aad = _aad(dataset_id, generation, list_id)
     return _VERSION + aead.seal(_key(footer_kek, list_id), plaintext, aad=aad)
@@ -154,26 +167,49 @@ def parse(plaintext: bytes) -> FileList:
     """
     raw = strictjson.loads(plaintext, what="the file list", code="file-list")
     fields = Fields(raw, what="the file list", code="file-list")
-    if fields.array("partition_keks", limit=MAX_FILES):
-        raise FormatError(
-            "the dataset has partition keys, which this encpipe does not know", code="format-newer"
-        )
     partitions = fields.texts("partitions", limit=MAX_COLUMNS)
     files = tuple(parse_entry(item, partitions) for item in fields.array("files", limit=MAX_FILES))
-    if _names_twice(files):
-        fields.refuse("names a file twice")
-    return FileList(
+    keks = fields.array("partition_keks", limit=MAX_FILES)
+    found = FileList(
         policy=_parse_policy(fields.fields("policy")),
         schema=fields.data("schema", limit=MAX_SCHEMA_BYTES),
         columns=_parse_columns(fields),
         partitions=partitions,
         files=files,
         raw=raw,
+        partition_keks=tuple(parse_partition_kek(item, code="file-list") for item in keks),
     )
+    fault = _fault(found)
+    if fault:
+        fields.refuse(fault)
+    return found
 
 
-def _names_twice(files: tuple[FileEntry, ...]) -> bool:
-    return min(len({entry.path for entry in files}), len({entry.id for entry in files})) < len(files)
+def _fault(listed: FileList) -> str:
+    """What is wrong with a list as a whole; empty where nothing is."""
+    files = listed.files
+    if min(len({entry.path for entry in files}), len({entry.id for entry in files})) < len(files):
+        return "names a file twice"
+    if not listed.policy.partition_keys:
+        none = not listed.partition_keks and not any(entry.partition_keks for entry in files)
+        return "" if none else "has partition KEKs that its policy does not ask for"
+    return _partition_fault(listed)
+
+
+def _partition_fault(listed: FileList) -> str:
+    columns, names, keks = listed.policy.partition_keys, listed.key_names, listed.partition_keks
+    known = {kek.id: (kek.key_name, kek.partition) for kek in keks}
+    if len(known) < len(keks):
+        return "names a partition KEK twice"
+    if not set(columns) <= set(listed.partitions):
+        return "has partition keys by what is no partition column"
+    if any(set(kek.partition) != set(columns) or kek.key_name not in names for kek in keks):
+        return "has a partition KEK by other columns, or of another key name, than its policy"
+    for entry in listed.files:
+        values = {column: entry.partition[column] for column in columns}
+        if [known.get(kek_id) for kek_id in entry.partition_keks] != [(name, values) for name in names]:
+            return f"has a file under other KEKs than those of its partition: {entry.path[:200]}"
+    return ""
 
 
 def _parse_columns(fields: Fields) -> dict[str, str]:
@@ -196,9 +232,15 @@ def _parse_policy(fields: Fields) -> Policy:
             columns={name: columns.texts(name, limit=MAX_COLUMNS) for name in entries},
             plaintext_partitions=fields.texts("plaintext_partitions", limit=MAX_COLUMNS),
             strict=fields.flag("strict"),
+            partition_keys=_texts_if_any(fields, "partition_keys"),
         )
     except PolicyError as error:
         fields.refuse(f"is not valid: {error.message}")
+
+
+def _texts_if_any(fields: Fields, name: str) -> tuple[str, ...]:
+    """A field that lists from before partition KEKs do not have."""
+    return fields.texts(name, limit=MAX_COLUMNS) if fields.has(name) else ()
 
 
 def parse_entry(item: Any, partitions: tuple[str, ...]) -> FileEntry:
@@ -214,7 +256,8 @@ def parse_entry(item: Any, partitions: tuple[str, ...]) -> FileEntry:
         sha256=fields.sha256("sha256"),
         footer_commitment=fields.sha256("footer_dek"),
         columns_commitment=fields.sha256("column_deks"),
-        extra=fields.others(*_ENTRY_FIELDS),
+        partition_keks=_texts_if_any(fields, "partition_keks"),
+        extra=fields.others(*_ENTRY_FIELDS, *(("partition_keks",) if fields.has("partition_keks") else ())),
     )
     folders = entry.path.split("/")[:-1]
     if any(part in (".", "..") for part in folders) or folders[0] == "_encpipe":

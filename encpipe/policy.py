@@ -30,6 +30,8 @@ class Policy:
     `columns` maps a key name to column names or globs. `plaintext_partitions` are the partition columns
     whose values may stand in folder names, readable to whoever lists the storage; the values of every other
     partition column stay in the sealed file list. With `strict` every leaf column must be named.
+    `partition_keys` are the partition columns by whose values files get KEKs of their own, one for each key
+    name, so that the files of some values can be shredded alone.
 
     Raises `PolicyError` for a malformed policy.
     """
@@ -38,13 +40,15 @@ class Policy:
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     plaintext_partitions: tuple[str, ...] = ()
     strict: bool = False
+    partition_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for listed in (self.plaintext_partitions, *self.columns.values()):
+        for listed in (self.plaintext_partitions, self.partition_keys, *self.columns.values()):
             _check_listed(listed)
         columns = {name: tuple(entries) for name, entries in self.columns.items()}
         object.__setattr__(self, "columns", columns)
         object.__setattr__(self, "plaintext_partitions", tuple(self.plaintext_partitions))
+        object.__setattr__(self, "partition_keys", tuple(dict.fromkeys(self.partition_keys)))
         for name in self.key_names:
             if not KEY_NAME.fullmatch(name):
                 raise PolicyError(
@@ -104,10 +108,12 @@ class Policy:
                 )
 
     def _check_partitions(self, partitions: tuple[str, ...]) -> None:
-        for column in self.plaintext_partitions:
+        listed = [("plaintext_partitions", column) for column in self.plaintext_partitions]
+        listed += [("partition_keys", column) for column in self.partition_keys]
+        for setting, column in listed:
             if column not in partitions:
                 raise PolicyError(
-                    f"plaintext_partitions lists {column!r}, which is not a partition column of the source",
+                    f"{setting} lists {column!r}, which is not a partition column of the source",
                     hint=f"partition columns are: {_some(partitions) or 'none'}",
                     code="policy-partition",
                 )
@@ -130,6 +136,7 @@ class Policy:
             "columns": {name: list(entries) for name, entries in self.columns.items()},
             "plaintext_partitions": list(self.plaintext_partitions),
             "strict": self.strict,
+            "partition_keys": list(self.partition_keys),
         }
 
 

@@ -130,6 +130,10 @@ class Fields:
             return {}
         return {name: value for name, value in self._value.items() if name not in known}
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a field."""
+        return name in self._value
+
     def text(self, name: str, *, limit: int = MAX_TEXT) -> str:
         """Printable text."""
         value = self._get(name, str, "text")

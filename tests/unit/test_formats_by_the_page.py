@@ -83,6 +83,7 @@ def test_a_file_list() -> None:
             "columns": {"pii": ["a"]},
             "plaintext_partitions": [],
             "strict": False,
+            "partition_keys": [],
         },
         "schema": base64.urlsafe_b64encode(b"schema").decode(),
         "columns": [["a", "pii"], ["b", "footer"]],

@@ -90,6 +90,7 @@ def test_it_is_written_as_it_was_given() -> None:
         "columns": {"pii": ["b", "a*"]},
         "plaintext_partitions": ["day"],
         "strict": True,
+        "partition_keys": [],
     }
 
 

@@ -76,9 +76,9 @@ def requires_unknown(m: Materials) -> DatasetSim:
     return sim
 
 
-@refused("FormatError", "format-newer")
+@refused("ManifestError", "file-list")
 def list_with_partition_keks(m: Materials) -> DatasetSim:
-    """The list has partition KEKs, which version 1 does not know."""
+    """The list has a partition KEK that has nothing but an id."""
     sim = m.dataset("alpha")
     sim.file_list["partition_keks"] = [{"id": "ab" * 16}]
     return sim
