@@ -1,7 +1,8 @@
-"""Which columns to dictionary-encode: those where it makes the file smaller.
+"""Which columns to dictionary-encode and to compress: those where it makes the file smaller.
 
 PyArrow's default tries every column and falls back only after the dictionary has grown past its limit, so
-that random numbers and ids get a useless dictionary in front: larger, and slower to write and to read.
+that random numbers and ids get a useless dictionary in front: larger, and slower to write and to read. And
+it compresses what does not shrink, which every reader then pays for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from itertools import islice
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from encpipe.parquet.schema import count_leaves
 
@@ -25,6 +27,10 @@ _VARIABLE_WIDTH: Final = (
 )
 _WORTH_IT: Final = 0.9
 """A dictionary is used when it is expected to take less than this share of the plain size."""
+_TRIED_ROWS: Final = 2_048
+_TRIED_BYTES: Final = 4 << 20
+_WORTH_A_CODEC: Final = 0.95
+"""A column is compressed when that takes less than this share of what it takes as it is."""
 
 
 def dictionary_leaves(table: pa.Table, leaves: tuple[str, ...]) -> list[str]:
@@ -89,3 +95,26 @@ def expected_share(distinct: int, sampled: int, width: float, total: float) -> f
         return math.inf
     index_bytes = max(1, math.ceil(math.log2(entries + 1))) / 8
     return (entries * width + total * index_bytes) / (total * width)
+
+
+def codecs(
+    table: pa.Table, leaves: tuple[str, ...], compression: str, dictionary: list[str]
+) -> dict[str, str]:
+    """Leaf path -> codec: `compression`, or none where a sample of the table's first rows hardly shrinks.
+
+    The sample is written as Parquet to memory, with the same dictionaries.
+    """
+    rows = max(1, min(_TRIED_ROWS, len(table) * _TRIED_BYTES // max(1, table.nbytes)))
+    if compression.lower() == "none" or not len(table):
+        return dict.fromkeys(leaves, compression)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.slice(0, rows), sink, compression=compression, use_dictionary=dictionary)
+    tried = pq.read_metadata(pa.BufferReader(sink.getvalue())).row_group(0)
+    sizes = [
+        (tried.column(n).total_compressed_size, tried.column(n).total_uncompressed_size)
+        for n in range(tried.num_columns)
+    ]
+    return {
+        leaf: compression if small < _WORTH_A_CODEC * large else "none"
+        for leaf, (small, large) in zip(leaves, sizes, strict=True)
+    }

@@ -14,7 +14,7 @@ from encpipe.aead import Label, digest
 from encpipe.errors import EncpipeError
 from encpipe.filelist import MAX_ROW_GROUPS
 from encpipe.keyring import DatasetKeys
-from encpipe.parquet.encoding import dictionary_leaves
+from encpipe.parquet.encoding import codecs, dictionary_leaves
 from encpipe.parquet.keyclients import WrappingClient, encryption_properties
 from encpipe.parquet.schema import Layout
 
@@ -63,11 +63,12 @@ class SealedWriter:
         self._writer: pq.ParquetWriter | None = None
 
     def _open(self, first: pa.Table) -> pq.ParquetWriter:
+        dictionary = dictionary_leaves(first, self._leaves)
         return pq.ParquetWriter(
             self._sink,
             self._schema,
-            compression=self._compression,
-            use_dictionary=dictionary_leaves(first, self._leaves),
+            compression=codecs(first, self._leaves, self._compression, dictionary),
+            use_dictionary=dictionary,
             encryption_properties=self._properties,
             data_page_version="1.0",
             version="2.6",

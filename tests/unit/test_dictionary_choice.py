@@ -1,4 +1,4 @@
-"""A dictionary is used where it makes the file smaller, judged by a sample of the first row group."""
+"""A dictionary, a codec: used where it makes the file smaller, judged by a sample of the first rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from encpipe.parquet import SchemaOnDisk
-from encpipe.parquet.encoding import SAMPLE_VALUES, dictionary_leaves, expected_share
+from encpipe.parquet.encoding import SAMPLE_VALUES, codecs, dictionary_leaves, expected_share
 
 ROWS = 50_000
 DRAW = random.Random(0)
@@ -74,3 +74,23 @@ def test_the_number_of_values_is_estimated_from_the_sample(values: int) -> None:
     else:
         index = math.ceil(math.log2(values + 1)) / 8
         assert share == pytest.approx((values * width + total * index) / (total * width), rel=0.1)
+
+
+def test_a_column_that_does_not_shrink_is_not_compressed() -> None:
+    table = pa.table(
+        {
+            "noise": [DRAW.randbytes(1_000) for _ in range(500)],
+            "text": [f"the same words, and number {n}" for n in range(500)],
+            "nested": [{"noise": DRAW.randbytes(100), "zeros": b"0" * 100} for _ in range(500)],
+        }
+    )
+    leaves = SchemaOnDisk(table.schema).leaves
+    wanted = {"noise": "none", "text": "zstd", "nested.noise": "none", "nested.zeros": "zstd"}
+    assert codecs(table, leaves, "zstd", dictionary_leaves(table, leaves)) == wanted
+    assert set(codecs(table, leaves, "none", []).values()) == {"none"}
+    assert set(codecs(table.slice(0, 0), leaves, "zstd", []).values()) == {"zstd"}
+
+
+def test_the_first_rows_decide_and_long_ones_are_few() -> None:
+    table = pa.table({"x": [b"0" * (1 << 20)] * 64})
+    assert codecs(table, ("x",), "snappy", []) == {"x": "snappy"}
