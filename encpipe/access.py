@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from encpipe.config import Config, load_config
+from encpipe.config import Config, SigningConfig, load_config
 from encpipe.errors import ConfigError, EncpipeError
 from encpipe.kms.registry import MasterKeys
 from encpipe.storage import Storage, open_storage
@@ -77,10 +77,10 @@ def _check_same_rules(settings: Config, of_keys: Config) -> None:
     """The configuration of the master keys counts: refuse one beside it that asks for other signatures or
     another audit log."""
     hint = "make master_keys from the same configuration: MasterKeys(config)"
-    ours, theirs = ((c.trust.signers, c.signing.key_file) for c in (settings, of_keys))
-    if any(ours) and ours != theirs:
+    ours, theirs = ((c.trust.signers, c.signing) for c in (settings, of_keys))
+    if ours != ((), SigningConfig()) and ours != theirs:
         raise ConfigError(
-            "trust.signers or signing.key_file are set in config=, and others in that of master_keys=",
+            "trust.signers or a signing key are set in config=, and others in that of master_keys=",
             hint=hint,
         )
     if settings.audit.sink is not None and settings.audit != of_keys.audit:

@@ -45,6 +45,7 @@ class Label(StrEnum):
     JOURNAL = "encpipe/1 journal"
     JOURNAL_FILE = "encpipe/1 journal-file"
     JOURNAL_SIGNATURE = "encpipe/1 journal-signature"
+    JOURNAL_DELEGATE = "encpipe/1 journal-delegate"
     CORE_MAC = "encpipe/1 core-mac"
     MANIFEST_MAC = "encpipe/1 manifest-mac"
     KEK_COMMITMENT = "encpipe/1 kek-commitment"

@@ -12,6 +12,7 @@ person is asked. The configuration keeps the name of the variable or file, never
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -139,7 +140,7 @@ def parse_config(text: str, source: Path, *, env: Mapping[str, str] | None = Non
         keys=_keys(top.table("keys")),
         policy=_policy(top.table("policy")),
         trust=TrustConfig(_exact(trust, "master_keys"), _signers(trust)),
-        signing=SigningConfig(signing.path("key_file")),
+        signing=SigningConfig(signing.path("key_file"), _one_uri(signing, "key")),
         tls=TlsConfig(
             tls.path("ca_file"),
             tls.path("client_cert"),
@@ -255,6 +256,14 @@ def _exact(table: Table, key: str) -> tuple[str, ...]:
         if "*" in uri:
             raise table.error(key, f"holds the pattern {uri[:60]!r}", hint="name each master key by its URI")
     return tuple(dict.fromkeys(uris))
+
+
+def _one_uri(table: Table, key: str) -> str | None:
+    uri = table.text(key)
+    if uri is not None and not re.fullmatch(r"[a-z0-9-]+:[!-~]+", uri):
+        hint = 'URIs look like "vault:NAME" or "pkcs11:token=LABEL;object=LABEL"'
+        raise table.error(key, f"is {uri[:60]!r}, which is not the URI of a key", hint=hint)
+    return uri
 
 
 def _signers(table: Table) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from encpipe.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class KeyringConfig:
@@ -42,9 +44,21 @@ class TrustConfig:
 
 @dataclass(frozen=True)
 class SigningConfig:
-    """What writes are signed with: a private key in a file. None: they are not signed."""
+    """What writes are signed with: a private key in a file, or one that a key service keeps, by its
+    URI. With neither they are not signed.
+
+    Raises `ConfigError` for both.
+    """
 
     key_file: Path | None = None
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.key_file is not None and self.key is not None:
+            raise ConfigError(
+                "the table signing names two keys, key_file and key",
+                hint="leave one of them out; a second signature is added with: encpipe sign",
+            )
 
 
 @dataclass(frozen=True)

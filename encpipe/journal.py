@@ -41,7 +41,6 @@ MAX_RECORD_BYTES: Final = 16 << 20
 _CORE_DIGEST: Final = re.compile(r"(?:[0-9a-f]{64})?")
 _WRITER_ID: Final = re.compile(r"[0-9a-f]{32}")
 _RECORD: Final = re.compile(r"(0|[1-9][0-9]{0,9})\.sealed")
-_SIGNATURE: Final = Label.JOURNAL_SIGNATURE
 _HINT: Final = "start the write anew with --restart"
 
 
@@ -74,7 +73,7 @@ class Journal:
 
     def signed(self, key: SigningKey | None) -> Journal:
         """The same with the signature of `key`, or as it is when there is none."""
-        return self if key is None else replace(self, signature=key.sign_bytes(_SIGNATURE, self._signed()))
+        return replace(self, signature=key.sign_journal(self.writer_id, self._signed())) if key else self
 
     def _signed(self) -> bytes:
         return strictjson.dumps({**self._public(), "wrappings": {}, "digest": self.digest.hex()})
@@ -136,7 +135,7 @@ class SealedJournal:
         signature = fields.text("signature") if "signature" in body_json else ""
         opened = replace(self.journal, digest=fields.sha256("digest"), signature=signature)
         if key is not None:
-            _check_signature(key, opened._signed(), signature)
+            _check_signature(key, opened.writer_id, opened._signed(), signature)
         return opened
 
 
@@ -148,9 +147,9 @@ def _aad(public: Mapping[str, Any]) -> bytes:
     return aead.encode_aad(Label.JOURNAL, hashlib.sha256(strictjson.dumps(public)).digest())
 
 
-def _check_signature(key: SigningKey, signed: bytes, signature: str) -> None:
+def _check_signature(key: SigningKey, writer_id: str, signed: bytes, signature: str) -> None:
     try:
-        key.check_bytes(_SIGNATURE, signed, signature)
+        key.check_journal(writer_id, signed, signature)
     except SignatureError:
         raise SignatureError(
             f"a stopped write was not signed by {key.signer}, and this call signs what it goes on with",
@@ -216,7 +215,7 @@ class Records:
             ) from None
         aad = self._aad(n)
         if self._signing_key is not None:
-            signature = self._signing_key.sign_bytes(_SIGNATURE, aad + plaintext)
+            signature = self._signing_key.sign_journal(self._journal.writer_id, aad + plaintext)
             plaintext += b"\n" + signature.encode()
         self._storage.create(self._path(n), aead.seal(self._key(n), plaintext, aad=aad))
 
@@ -233,7 +232,8 @@ class Records:
             ) from None
         described, _, signature = plaintext.partition(b"\n")
         if self._signing_key is not None:
-            _check_signature(self._signing_key, aad + described, signature.decode("ascii", "replace"))
+            text = signature.decode("ascii", "replace")
+            _check_signature(self._signing_key, self._journal.writer_id, aad + described, text)
         return self._parse(described, partitions)
 
     def _parse(self, plaintext: bytes, partitions: tuple[str, ...]) -> FileEntry:

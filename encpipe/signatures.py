@@ -11,7 +11,7 @@ from encpipe import manifest, signing
 from encpipe.access import Access, AnyPath, open_access
 from encpipe.audit import Facts
 from encpipe.config import Config
-from encpipe.errors import ConfigError, ConflictError, EncpipeError
+from encpipe.errors import ConflictError, EncpipeError
 from encpipe.kms.registry import MasterKeys
 from encpipe.manifest import Core, Manifest
 from encpipe.pins import Pins
@@ -52,10 +52,10 @@ def sign_dataset(
 ) -> SignReport:
     """Sign the newest generation of the dataset at `url`, or the retained one of this number.
 
-    Signs with `signing.key_file` whatever holders of all its key names made: that this is what you mean to
-    vouch for, `verify` before and `expect_core` have to tell. Needs every key name of the generation; checks
-    the core MAC under each and the file list, and no data file. One conditional replacement of the manifest;
-    the core stays byte for byte, and so do signatures of others.
+    Signs with the configuration's signing key whatever holders of all its key names made: that this is what
+    you mean to vouch for, `verify` before and `expect_core` have to tell. Needs every key name of the
+    generation; checks the core MAC under each and the file list, and no data file. One conditional
+    replacement of the manifest; the core stays byte for byte, and so do signatures of others.
 
     Raises `ConfigError` (`config-missing` without a signing key), `KmsError`, `IntegrityError`,
     `StorageError` (`ConflictError` when another writer was first). After an error nothing is changed.
@@ -64,13 +64,9 @@ def sign_dataset(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
     )
     with contextlib.closing(access.storage):
-        key = writer_signing(access.master_keys.config).key
+        key = writer_signing(access.master_keys).key
         if key is None:
-            raise ConfigError(
-                "the configuration names no key to sign with",
-                hint='add [signing] key_file = "PATH"; encpipe keys create-signer PATH makes a key',
-                code="config-missing",
-            )
+            raise signing.missing_key()
         pins = Pins(expect_dataset=expect_dataset, expect_core=expect_core)
         state = load_state(access.storage, access.master_keys, pins=pins, generation=generation, signers=())
         for name in state.view.core.key_names:

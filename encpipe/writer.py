@@ -72,7 +72,7 @@ def write_dataset(
     would fall under the footer key, or become a partition column, is refused (`PolicyError` `policy-weaker`)
     unless `drop_column_keys` allows it.
 
-    With `signing.key_file` in the configuration the new generation is signed; what is there already must then
+    With a signing key in the configuration the new generation is signed; what is there already must then
     be signed, too (`SignatureError`).
 
     Raises `ConfigError` (`exists`, policy, key and source errors), `KmsError`, `IntegrityError`,
@@ -82,7 +82,7 @@ def write_dataset(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
     )
     with contextlib.closing(access.storage):
-        signing = writer_signing(access.master_keys.config)
+        signing = writer_signing(access.master_keys)
         _check_apart(source, access.storage.url)
         found = open_source(
             source,
@@ -133,7 +133,7 @@ def append_dataset(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
     )
     with contextlib.closing(access.storage):
-        signing = writer_signing(access.master_keys.config)
+        signing = writer_signing(access.master_keys)
         base = load_state(access.storage, access.master_keys, signers=signing.signers)
         _check_apart(source, access.storage.url)
         found = open_source(

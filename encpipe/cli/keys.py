@@ -216,26 +216,30 @@ def create_signer(file: NewFile, json: opt.Json = False) -> None:
 def show_signer(
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="FILE", help="Default: signing.key_file.", show_default=False),
+        typer.Argument(
+            metavar="FILE", help="Default: the configured one, also in a key service.", show_default=False
+        ),
     ] = None,
     config: opt.ConfigFile = None,
     json: opt.Json = False,
 ) -> None:
-    """Show the public name of a signing key, as trust.signers wants it."""
-    from encpipe.config import load_config
-    from encpipe.errors import ConfigError
-    from encpipe.signing import SigningKey
+    """Show the public name of a signing key, as trust.signers wants it: of its newest version."""
+    from encpipe.signing import SigningKey, missing_key
 
-    path = file or load_config(config).signing.key_file
-    if path is None:
-        raise ConfigError(
-            "the configuration names no key to sign with",
-            hint="name its file, or make one with: encpipe keys create-signer FILE",
-            code="config-missing",
-        )
-    signer = SigningKey.load(path).signer
-    facts = Facts([("signing key", str(path)), ("signer", signer)])
-    make_output(json=json).result({"file": str(path), "signer": signer}, lambda: [facts])
+    if file is not None:
+        named, kind, signer = str(file), "file", SigningKey.load(file).signer
+    else:
+        settings = opt.settings(config)
+        signing = settings.config.signing
+        if signing.key is not None:
+            key = settings.master_keys.signing_key(signing.key)
+            named, kind, signer = signing.key, "key", SigningKey.in_service(key).signer
+        elif signing.key_file is not None:
+            named, kind, signer = str(signing.key_file), "file", SigningKey.load(signing.key_file).signer
+        else:
+            raise missing_key()
+    facts = Facts([("signing key", named), ("signer", signer)])
+    make_output(json=json).result({kind: named, "signer": signer}, lambda: [facts])
 
 
 def _keyring(config: Path | None, ask: AskPassphrase | None = None) -> KeyringFile:

@@ -42,7 +42,7 @@ def sign(
     config: opt.ConfigFile = None,
     json: opt.Json = False,
 ) -> None:
-    """Sign a dataset that is there, with the key that the configuration names (signing.key_file).
+    """Sign a dataset that is there, with the key that the configuration names (table signing).
 
     Needs every key name of the dataset. encrypt and append sign by themselves.
     """

@@ -13,6 +13,7 @@ from encpipe.config import Config
 from encpipe.errors import ConfigError, EncpipeError, UntrustedKeyError
 from encpipe.keys import KEY_NAME, MasterKey
 from encpipe.kms.base import AskPassphrase, Kms, KmsSettings
+from encpipe.kms.signer import Signer, SigningService
 from encpipe.perprocess import PerProcess
 
 if TYPE_CHECKING:
@@ -131,6 +132,21 @@ class MasterKeys:
                 hint=_untrusted_hint(uri),
             )
         return self._service(scheme).master_key(uri)
+
+    def signing_key(self, uri: str) -> Signer:
+        """The key of this URI, to sign with: one that the configuration names for that (`signing.key`).
+
+        Raises `ConfigError`: `unsupported` where its service does not sign. No network call.
+        """
+        service = self._service(uri.partition(":")[0])
+        if not isinstance(service, SigningService):
+            raise ConfigError(
+                f"{uri[:300]!r}: encpipe signs with no key of this service",
+                hint="use an Ed25519 key in Vault (vault:NAME) or on a PKCS#11 token, or one in a file: "
+                "encpipe keys create-signer FILE",
+                code="unsupported",
+            )
+        return service.signing_key(uri)
 
     def _trusted(self, key_name: str) -> tuple[str, ...]:
         return (*self.config.trust.master_keys, *self.config.keys.get(key_name, ()))

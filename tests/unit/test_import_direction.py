@@ -27,7 +27,7 @@ LAYERS = """
     state  journal
     parquet  storage  sources  pins  access
     keyring  deks
-    kms  transport  manifest  filelist  core  signing  partitionkeks
+    kms  transport  manifest  filelist  core  signing  signingkeys  partitionkeks
     audit
     config  configparts  configtable
     policy  strictjson
