@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from encpipe.kms.base import Kms, KmsSettings
+from encpipe.kms.base import Destroyable, Destroyed, Kms, KmsSettings
 from encpipe.kms.registry import BACKENDS, MasterKeys
 
-__all__ = ["BACKENDS", "Kms", "KmsSettings", "MasterKeys"]
+__all__ = ["BACKENDS", "Destroyable", "Destroyed", "Kms", "KmsSettings", "MasterKeys"]

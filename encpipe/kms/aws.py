@@ -4,9 +4,9 @@
     aws-kms:arn:aws:kms:REGION:ACCOUNT:alias/NAME    aws-kms:KEY-ID
 
 Permissions needed on the key: `kms:Encrypt` to wrap (writers, re-wrap, grant), `kms:Decrypt` to unwrap
-(readers and writers). Nothing else is called. The key is symmetric, usage ENCRYPT_DECRYPT. A key policy may
-demand the encryption context (`encpipe:dataset-id`, `encpipe:key-name`, `encpipe:kek-id`), which CloudTrail
-records.
+(readers and writers). Nothing else is called, unless the key is to be destroyed (`aws_destruction`). The key
+is symmetric, usage ENCRYPT_DECRYPT. A key policy may demand the encryption context (`encpipe:dataset-id`,
+`encpipe:key-name`, `encpipe:kek-id`), which CloudTrail records.
 
 The table `kms.aws-kms` of the configuration holds `region`, `profile`, `endpoint_url`, and in seconds
 `connect_timeout`, `read_timeout` (of one attempt) and `deadline` (of a call with all its attempts). The
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from encpipe import transport
 from encpipe.errors import ConfigError, KmsError, MissingExtraError, UnwrapError
 from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, utc_now
-from encpipe.kms.base import KmsSettings
+from encpipe.kms.base import Destroyed, KmsSettings
 from encpipe.kms.deadline import call_within
 from encpipe.kms.sdklogs import without_bodies
 
@@ -140,6 +140,22 @@ class AwsKmsKey:
                 hint="the alias may have moved to another key: trust and name the key by its ARN",
             )
         return kek
+
+    def check_destroyable(self) -> None:
+        """Raises as `aws_destruction.check` does. Needs `kms:DescribeKey`."""
+        _import("encpipe.kms.aws_destruction").check(self)
+
+    def destroy(self) -> Destroyed:
+        """Have the key deleted in a week, the shortest time there is; until then that can be called off.
+
+        Needs `kms:DescribeKey` and `kms:ScheduleKeyDeletion`. Raises as `check_destroyable` does.
+        """
+        done: Destroyed = _import("encpipe.kms.aws_destruction").destroy(self)
+        return done
+
+    def ask(self, action: str, what: Callable[[KMSClient], Answer]) -> Answer:
+        """What `what` returns, as `AwsKms.call` has it."""
+        return self._service.call(action, self, what)
 
     def may_have_made(self, wrapped: WrappedKey) -> bool:
         """Whether a wrapping names a key that this URI can stand for."""

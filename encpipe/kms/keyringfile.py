@@ -90,6 +90,13 @@ class KeyringFile:
         """Add a fresh version of a master key; it wraps from now on. Re-wrap datasets to use it for them."""
         return self._change(lambda keyring: keyring.rotated(name, created=utc_now())).active(name)
 
+    def destroy_key(self, name: str, root: Secret | None = None) -> None:
+        """Remove a master key, all its versions. Copies of the file made before keep it.
+
+        `root` is the root key of this file, where it is known: nobody is asked then.
+        """
+        self._change(lambda keyring: keyring.without(name), root)
+
     def export_key(self, name: str, target: Path, unlock: Unlock, *, kdf: KdfParams = STRONG) -> None:
         """Write one master key, all its versions, to a keyring file of its own, protected by `unlock`."""
         _write_new(target, self._open().only(name), unlock, kdf)
@@ -127,13 +134,13 @@ class KeyringFile:
         sealed = self.read()
         return sealed.open(self.root(sealed))
 
-    def _change(self, edit: Callable[[Keyring], Keyring]) -> Keyring:
-        before, root = self._unlocked()  # before the lock: a person may be typing
-        return self._replace(before, root, edit)
+    def _change(self, edit: Callable[[Keyring], Keyring], root: Secret | None = None) -> Keyring:
+        before, found = self._unlocked(root)  # before the lock: a person may be typing
+        return self._replace(before, found, edit)
 
-    def _unlocked(self) -> tuple[SealedKeyring, Secret]:
+    def _unlocked(self, root: Secret | None = None) -> tuple[SealedKeyring, Secret]:
         sealed = self.read()
-        root = self.root(sealed)
+        root = self.root(sealed) if root is None else root
         sealed.open(root)
         return sealed, root
 

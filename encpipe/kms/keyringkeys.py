@@ -86,6 +86,12 @@ class Keyring:
         before = tuple(replace(v, state="retired") for v in self.versions[name])
         return self._added(name, before, KeyVersion(number, created, "active"))
 
+    def without(self, name: str) -> Keyring:
+        """The keyring with one master key less, all its versions. Raises `KeyNotFoundError`."""
+        self._must_have(name)
+        kept = {where: secret for where, secret in self._secrets.items() if where[0] != name}
+        return Keyring({n: versions for n, versions in self.versions.items() if n != name}, kept)
+
     def only(self, name: str) -> Keyring:
         """The keyring with one master key left, all its versions. Raises `KeyNotFoundError`."""
         self._must_have(name)

@@ -20,7 +20,7 @@ from encpipe import aead
 from encpipe.aead import Label
 from encpipe.errors import ConfigError, DecryptionError, KmsError, UnwrapError
 from encpipe.keys import KEY_BYTES, KEY_NAME, KeyContext, MasterKey, Secret, WrappedKey, utc_now
-from encpipe.kms.base import KmsSettings
+from encpipe.kms.base import Destroyed, KmsSettings
 from encpipe.kms.keyringfile import KeyringFile
 from encpipe.kms.keyringformat import Protection, SealedKeyring
 from encpipe.kms.keyringkeys import ENV_KEY_NAME, Keyring, KeyVersion
@@ -87,7 +87,7 @@ class LocalKms:
                 f"{uri[:80]!r} does not name a key of the local keyring",
                 hint="write local:NAME; NAME is a lower-case letter, then up to 31 of a-z, 0-9, _ and -",
             )
-        return LocalMasterKey(self, name)
+        return LocalMasterKey(self, name) if self._env_key else FileMasterKey(self, name)
 
     def trusts(self, uri: str) -> bool:
         """Whether the keyring has a key of this name. Needs no passphrase; without a keyring, False.
@@ -138,6 +138,11 @@ class LocalKms:
                 hint='set keyring.unlock to "env:NAME", "file:PATH" or "key-file:PATH"',
             )
         self._process.get().received = Secret(message[1:])
+
+    def destroy(self, name: str) -> None:
+        """Remove a master key from the keyring file, all its versions."""
+        assert self._file is not None, "an environment key is not destroyed here"
+        self._file.destroy_key(name, self._root(self._file.read()))
 
     def open_keyring(self) -> Keyring:
         """The master keys as they stand in the file now."""
@@ -245,6 +250,20 @@ class LocalMasterKey:
             hint="the wrapping was changed, belongs elsewhere, or was made by another keyring's "
             f"{self._name!r}: use the keyring that wrote the dataset, or restore the manifest",
         )
+
+
+class FileMasterKey(LocalMasterKey):
+    """One of a keyring file: it can be removed from there."""
+
+    def check_destroyable(self) -> None:
+        """Raise `KeyNotFoundError`, and what unlocking raises."""
+        self._kms.open_keyring().active(self._name)
+
+    def destroy(self) -> Destroyed:
+        """Write the keyring file anew without this key. Raises as `check_destroyable`, and `StorageError`."""
+        self._kms.destroy(self._name)
+        copies = "backups and exports of the keyring, and what the disk keeps of the file before"
+        return Destroyed(self.uri, beyond=copies)
 
 
 def _wrapping_key(master: Secret, context: KeyContext) -> Secret:

@@ -20,11 +20,11 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from encpipe.errors import EncpipeError, MissingExtraError, UnwrapError
 from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, utc_now
-from encpipe.kms.base import KmsSettings
+from encpipe.kms.base import Destroyed, KmsSettings
 from encpipe.kms.deadline import call_within
 from encpipe.kms.pkcs11_pin import PinSource
 from encpipe.kms.pkcs11_settings import HEADS, KeyPlace, Mechanism, Pkcs11Table
@@ -32,7 +32,7 @@ from encpipe.kms.pkcs11_settings import HEADS, KeyPlace, Mechanism, Pkcs11Table
 if TYPE_CHECKING:
     from pkcs11.types import SecretKey, Session
 
-Work = Callable[["Session", "SecretKey"], "bytes | Secret"]
+Done = TypeVar("Done")
 
 _MECHANISM_OF_HEAD: Final = {head: mechanism for mechanism, head in HEADS.items()}
 
@@ -57,12 +57,11 @@ class Pkcs11Key:
         by = _import("encpipe.kms.pkcs11_wrapping")
         wrap = by.wrap_gcm if self.binds_context else by.wrap_key_wrap
 
-        def work(session: Session, key: SecretKey) -> bytes | Secret:
+        def work(session: Session, key: SecretKey) -> bytes:
             made: bytes = wrap(session, key, kek, aad, uri=self.uri)
             return made
 
         blob = self._service.call("wrap", self, self._service.table.mechanism, work)
-        assert isinstance(blob, bytes)
         return WrappedKey(self.uri, blob, version="", created=utc_now())
 
     def unwrap(self, wrapped: WrappedKey, *, aad: KeyContext) -> Secret:
@@ -76,14 +75,31 @@ class Pkcs11Key:
         by = _import("encpipe.kms.pkcs11_wrapping")
         unwrap = by.open_gcm if mechanism == "aes-gcm" else by.open_key_wrap
 
-        def work(session: Session, key: SecretKey) -> bytes | Secret:
+        def work(session: Session, key: SecretKey) -> Secret:
             kek: Secret = unwrap(session, key, wrapped.blob, aad, uri=self.uri)
             return kek
 
         kek = self._service.call("unwrap", self, mechanism, work)
-        if not isinstance(kek, Secret) or len(kek) != KEY_BYTES:
+        if len(kek) != KEY_BYTES:
             raise UnwrapError(f"{self.uri} opened a wrapping to something else than a KEK")
         return kek
+
+    def check_destroyable(self) -> None:
+        """Raise `ConfigError` for a key whose CKA_DESTROYABLE is false; `KmsError`."""
+        by = _import("encpipe.kms.pkcs11_module")
+        self._administer(lambda _, key: by.check_destroyable(key, self.place))
+
+    def destroy(self) -> Destroyed:
+        """Destroy the key object (C_DestroyObject), at once and for good. Raises as `check_destroyable` does.
+
+        The PIN is all that it needs, and a token that can be written.
+        """
+        by = _import("encpipe.kms.pkcs11_module")
+        self._administer(lambda session, key: by.destroy(session, key, self.place))
+        return Destroyed(self.uri, beyond="backups and clones of the token")
+
+    def _administer(self, work: Callable[[Session, SecretKey], None]) -> None:
+        self._service.call("destroy", self, self._service.table.mechanism, work)
 
 
 class Pkcs11Kms:
@@ -106,7 +122,9 @@ class Pkcs11Kms:
         """False: only the configuration says which keys are trusted."""
         return False
 
-    def call(self, action: str, key: Pkcs11Key, mechanism: Mechanism, work: Work) -> bytes | Secret:
+    def call(
+        self, action: str, key: Pkcs11Key, mechanism: Mechanism, work: Callable[[Session, SecretKey], Done]
+    ) -> Done:
         """What `work` returns, called with a session and the key; with deadline and the error tree."""
         place, table = key.place, self.table
         modules = _import("encpipe.kms.pkcs11_module")
@@ -114,11 +132,9 @@ class Pkcs11Kms:
         request = errors.Request(action, key.uri, place.token, table.module, mechanism)
         pin = self._pin.read(place.token)  # a person who types it is not under the deadline
 
-        def attempt() -> bytes | Secret | EncpipeError:
+        def attempt() -> Done | EncpipeError:
             try:
-                done: bytes | Secret = modules.module(table.module).use(
-                    place, pin, work, seconds=table.deadline
-                )
+                done: Done = modules.module(table.module).use(place, pin, work, seconds=table.deadline)
             except Exception as error:  # noqa: BLE001  # mapped whole: no SDK error may leave
                 failed: EncpipeError = errors.from_sdk(error, request).with_traceback(None)
                 passes = errors.may_pass(error)

@@ -162,6 +162,22 @@ def _check_key(key: SecretKey, place: KeyPlace) -> None:
         raise ConfigError(f"the key {place.uri} has not 256 bits", hint="make an AES key of 256 bits")
 
 
+def check_destroyable(key: SecretKey, place: KeyPlace) -> None:
+    """Raise `ConfigError` for a key that its token keeps for good, and the SDK's errors."""
+    if not key.get_attributes([Attribute.DESTROYABLE]).get(Attribute.DESTROYABLE, True):
+        raise ConfigError(
+            f"the key {place.uri} may not be destroyed: its CKA_DESTROYABLE is false",
+            hint="the token's own tools may be able to, or initialise the token anew",
+        )
+
+
+def destroy(session: Session, key: SecretKey, place: KeyPlace) -> None:
+    """Destroy the key. Raises as `check_destroyable` does."""
+    check_destroyable(key, place)
+    with session.token.open(rw=True) as writing:  # the login is the process's, so it counts here too
+        _find(writing, place).destroy()
+
+
 _MODULES: Final = PerProcess[dict[str, Module]](
     {}, lambda modules: {path: module.inherited() for path, module in list(modules.items())}
 )

@@ -6,10 +6,11 @@
 A key has one spelling, as trust and revoke compare URIs as text: `vault:transit/NAME` is refused.
 
 Permissions needed, as a policy: `update` on `MOUNT/encrypt/NAME` to wrap (writers, re-wrap, grant), `update`
-on `MOUNT/decrypt/NAME` to unwrap (readers and writers). Nothing else of a key is called. Tokens also use
-`auth/token/lookup-self` and `auth/token/renew-self`, which the policy `default` allows. The key has an AEAD
-type (`aes256-gcm96`, `chacha20-poly1305`) without derivation; the context of a wrapping (docs/format.md) goes
-into `associated_data`, which the service authenticates. That needs Vault 1.13 or OpenBao 2.
+on `MOUNT/decrypt/NAME` to unwrap (readers and writers). Nothing else of a key is called, unless it is to be
+destroyed. Tokens also use `auth/token/lookup-self` and `auth/token/renew-self`, which the policy `default`
+allows. The key has an AEAD type (`aes256-gcm96`, `chacha20-poly1305`) without derivation; the context of a
+wrapping (docs/format.md) goes into `associated_data`, which the service authenticates. That needs Vault 1.13
+or OpenBao 2.
 
 The table `kms.vault` of the configuration (`vault_table.VaultTable`) holds `address`, `namespace`, how to log
 in (`token`, or `role_id` with `secret_id` and `auth_mount`), and in seconds `connect_timeout`, `read_timeout`
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import importlib
 import re
 import threading
@@ -34,12 +36,13 @@ from encpipe.aead import context_aad
 from encpipe.errors import (
     ConfigError,
     KeyAccessDeniedError,
+    KeyNotFoundError,
     KmsError,
     MissingExtraError,
     UnwrapError,
 )
 from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, utc_now
-from encpipe.kms.base import KmsSettings
+from encpipe.kms.base import Destroyed, KmsSettings
 from encpipe.kms.deadline import call_within
 from encpipe.kms.vault_table import SEGMENT, VaultTable
 from encpipe.perprocess import PerProcess
@@ -117,6 +120,35 @@ class VaultKey:
             raise UnwrapError(f"{self.uri} opened a wrapping to something else than a KEK")
         return kek
 
+    def check_destroyable(self) -> None:
+        """Raise `ConfigError` where the server does not allow that the key is deleted; `KmsError`.
+
+        Needs `read` on `MOUNT/keys/NAME`.
+        """
+        self._deletable()
+
+    def destroy(self) -> Destroyed:
+        """Delete the key, at once and for good. Raises as `check_destroyable` does.
+
+        Needs `read` and `delete` on `MOUNT/keys/NAME`, and `deletion_allowed` in the key's own settings.
+        """
+        record = self._deletable()
+        with contextlib.suppress(KeyNotFoundError):  # it was there: an answer was lost
+            self._service.remove(self.uri)
+        copies = "backups of the server's storage"
+        if record.get("exportable") or record.get("allow_plaintext_backup"):
+            copies += ", and whoever exported the key, which was allowed"
+        return Destroyed(self.uri, beyond=copies)
+
+    def _deletable(self) -> Mapping[str, Any]:
+        record = self._service.read(self.uri)
+        if record.get("deletion_allowed") is not True:
+            raise ConfigError(
+                f"{self.uri} may not be deleted: its deletion_allowed is false",
+                hint=f"vault write {_path(self.uri, 'keys')}/config deletion_allowed=true",
+            )
+        return record
+
 
 class _Session:
     """Connection and token of one process."""
@@ -165,10 +197,20 @@ class VaultKms:
 
     def call(self, action: str, uri: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """The answer to `action` on the key, with login, retries, deadline and the error tree."""
+        return self._send(uri, action, body, holds_secret=action == "encrypt")
+
+    def read(self, uri: str) -> Mapping[str, Any]:
+        """The record that the server keeps of the key. Raises as `call` does."""
+        return _data(self._send(uri, "keys", None, of="record"))
+
+    def remove(self, uri: str) -> None:
+        """Delete the key. Raises as `call` does."""
+        self._send(uri, "keys", None, of="record", removes=True)
+
+    def _send(self, uri: str, action: str, body: Mapping[str, Any] | None, **kind: Any) -> Mapping[str, Any]:
         table = self.table
         errors = _import("encpipe.kms.vault_errors")
-        path, secret = _path(uri, action), action == "encrypt"
-        request = errors.Request(path, uri, table.address, table.namespace, "key", holds_secret=secret)
+        request = errors.Request(_path(uri, action), uri, table.address, table.namespace, **kind)
 
         def attempt() -> Mapping[str, Any]:
             connection, credentials = self._process.get().open(table, self._tls)

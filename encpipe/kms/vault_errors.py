@@ -36,6 +36,7 @@ UNUSABLE: Final = re.compile(r"associated_data|missing 'context'|not supported|u
 PASSING: Final = frozenset({408, 412, 425, 429, 502, 503, 504})
 """Trying again may help. 412: a replica that has not caught up. 500 and the rest from 505 do, too."""
 NOT_INITIALISED: Final = 501
+OF_A_KEY: Final = ("key", "record")
 
 UNTIL_LATER: Final = "wrapped keys are safe; try again later"
 NEW_CREDENTIALS: Final = (
@@ -46,18 +47,27 @@ AEAD_KEY: Final = "use a key of type aes256-gcm96 without derivation: vault writ
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked: `of` a key, or of the token or login itself. `path` lies below /v1/ in `namespace`."""
+    """What was asked: `of` a key, of the record that the server keeps of it, or of the token or login itself.
+
+    `path` lies below /v1/ in `namespace`. A record is read, or with `removes` deleted.
+    """
 
     path: str
     subject: str
     address: str
     namespace: str | None = None
-    of: Literal["key", "login", "token"] = "key"
+    of: Literal["key", "record", "login", "token"] = "key"
     holds_secret: bool = False
+    removes: bool = False
 
     @property
     def server(self) -> str:
         return f"Vault at {self.address}" + (f", namespace {self.namespace}" if self.namespace else "")
+
+    @property
+    def capability(self) -> str:
+        """What a policy has to allow on `path`."""
+        return "update" if self.of != "record" else "delete" if self.removes else "read"
 
 
 def from_answer(status: int, said: Sequence[str] | None, request: Request) -> EncpipeError:
@@ -78,7 +88,9 @@ def from_answer(status: int, said: Sequence[str] | None, request: Request) -> En
             f"{request.server} redirects, which is not followed: {what}",
             hint="set address to the active server, or to a load balancer in front",
         )
-    if request.of == "key" and (status < 300 or (status == 404 and said is not None)):
+    if request.of == "record" and status == 404 and said is not None and not any(said):
+        return _no_key(request)
+    if request.of in OF_A_KEY and (status < 300 or (status == 404 and said is not None)):
         return ConfigError(
             f"{request.server} has no transit engine there: {what}",
             hint="check mount and namespace: vault secrets list",
@@ -88,13 +100,13 @@ def from_answer(status: int, said: Sequence[str] | None, request: Request) -> En
             f"{what}: not an answer that Vault is known to give",
             hint="does a proxy between block the request? check the address",
         )
-    if request.of != "key":
+    if request.of not in OF_A_KEY:
         return _about_credentials(status, what, request)
     if status == 403:
         return KeyAccessDeniedError(
             f"{request.server} refuses {what}",
             hint=f'allow it in a policy of this identity: path "{request.path}" '
-            '{ capabilities = ["update"] }; also check that mount, namespace and key exist',
+            f'{{ capabilities = ["{request.capability}"] }}; also check that mount, namespace and key exist',
         )
     return _from_transit(" ".join(said), what, request)
 
@@ -123,10 +135,7 @@ def _from_transit(said: str, what: str, request: Request) -> EncpipeError:
             code="key-disabled",
         )
     if NO_KEY.search(said):
-        return KeyNotFoundError(
-            f"{request.server} has no key {uri}",
-            hint="check name, mount and namespace, and that the key was not deleted: vault list transit/keys",
-        )
+        return _no_key(request)
     if UNUSABLE.search(said):
         return ConfigError(f"{uri} cannot wrap keys: {what}", hint=AEAD_KEY)
     if DOES_NOT_OPEN.search(said):
@@ -135,6 +144,13 @@ def _from_transit(said: str, what: str, request: Request) -> EncpipeError:
             hint="it was changed, or belongs to another dataset, key name or master key",
         )
     return KmsError(f"{request.server}: {what}", hint="see the server's log")
+
+
+def _no_key(request: Request) -> KeyNotFoundError:
+    return KeyNotFoundError(
+        f"{request.server} has no key {request.subject}",
+        hint="check name, mount and namespace, and that the key was not deleted: vault list transit/keys",
+    )
 
 
 def from_client(error: BaseException, request: Request) -> EncpipeError:

@@ -52,7 +52,8 @@ class Connection:
     def send(
         self, request: Request, token: Secret | None, body: Mapping[str, Any] | None = None
     ) -> Mapping[str, Any]:
-        """The JSON object answered; a POST of `body`, else a GET. Raises as `vault_errors` maps it."""
+        """The JSON object answered; a POST of `body`, else a GET, or a DELETE where `request.removes`. Raises
+        as `vault_errors` maps it."""
         try:
             answer = self._ask(request, token, body)
             status, content = answer.status_code, _json(answer)
@@ -61,6 +62,8 @@ class Connection:
         else:
             if status == 200 and isinstance(content, dict):
                 return content
+            if status == 204 and request.removes:
+                return {}
             if status == 200:
                 failed = errors.unreadable(request)
             else:
@@ -76,7 +79,8 @@ class Connection:
         self, request: Request, token: Secret | None, body: Mapping[str, Any] | None
     ) -> requests.Response:
         headers = {} if token is None else {"X-Vault-Token": token.reveal().decode("ascii")}
-        method, more = ("get", {}) if body is None else ("post", {"json": body})
+        method = "delete" if request.removes else "get" if body is None else "post"
+        more = {} if body is None else {"json": body}
         answer: requests.Response = self._adapter.request(
             method, f"/v1/{request.path}", headers=headers, raise_exception=False, **more
         )

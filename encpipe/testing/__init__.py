@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from encpipe.testing.faultproxy import Fault, FaultProxy
-from encpipe.testing.memory import FaultyKms, InMemoryKms
+from encpipe.testing.faultykms import FaultyKms
+from encpipe.testing.memory import InMemoryKms
 
 if TYPE_CHECKING:
     from encpipe.testing.kmscontract import KmsContract

@@ -28,19 +28,29 @@ from typing import Any, ClassVar, NoReturn
 
 import pytest
 
-from encpipe.errors import ConfigError, EncpipeError, KmsError, KmsUnavailableError, UnwrapError
+from encpipe.errors import (
+    ConfigError,
+    EncpipeError,
+    KeyAccessDeniedError,
+    KeyNotFoundError,
+    KmsError,
+    KmsUnavailableError,
+    UnwrapError,
+)
 from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, new_id
-from encpipe.kms.base import Kms
+from encpipe.kms.base import Destroyable, Kms
 
 
 class KmsContract:
     """What every key service must do. `flip_step` > 1 flips every n-th byte only, for slow services.
 
-    `binds_context` is what its keys have to say of themselves: False for a service without AAD.
+    `binds_context` is what its keys have to say of themselves: False for a service without AAD. `destroys`
+    is True where they are `Destroyable`: then the fixture `doomed_master_key` gives one to destroy.
     """
 
     malformed_uris: ClassVar[tuple[str, ...]]
     binds_context: ClassVar[bool] = True
+    destroys: ClassVar[bool] = False
     flip_step: ClassVar[int] = 1
 
     @pytest.fixture
@@ -56,6 +66,11 @@ class KmsContract:
     @pytest.fixture
     def other_master_key(self) -> MasterKey:
         """Another one in the same service."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def doomed_master_key(self) -> MasterKey:
+        """A fresh one in the same service, which nobody else uses and encpipe may destroy."""
         raise NotImplementedError
 
     @pytest.fixture
@@ -184,6 +199,32 @@ class KmsContract:
 
     def test_a_foreign_uri_is_not_trusted(self, kms: Kms) -> None:
         assert not kms.trusts("no-such-service:key")
+
+    def test_whether_encpipe_can_destroy_a_key_is_declared(self, master_key: MasterKey) -> None:
+        assert isinstance(master_key, Destroyable) is self.destroys
+
+    def test_a_destroyed_key_opens_nothing_any_more(
+        self, request: pytest.FixtureRequest, master_key: MasterKey, kek: Secret, context: KeyContext
+    ) -> None:
+        if not self.destroys:
+            pytest.skip("encpipe cannot destroy keys of this service")
+        doomed: Any = request.getfixturevalue("doomed_master_key")
+        wrapped, other = doomed.wrap(kek, aad=context), master_key.wrap(kek, aad=context)
+        doomed.check_destroyable()
+        assert doomed.unwrap(wrapped, aad=context) == kek
+        done = doomed.destroy()
+        assert done.master_key == doomed.uri
+        with pytest.raises(KeyAccessDeniedError if done.until else KeyNotFoundError):
+            doomed.unwrap(wrapped, aad=context)
+        with pytest.raises((KeyAccessDeniedError, KeyNotFoundError)):  # who may not make keys is denied
+            doomed.wrap(kek, aad=context)
+        if done.until:
+            assert doomed.destroy() == done
+        else:
+            for once_more in (doomed.destroy, doomed.check_destroyable):
+                with pytest.raises(KeyNotFoundError):
+                    once_more()
+        assert master_key.unwrap(other, aad=context) == kek
 
     def test_reprs_and_pickles_leak_nothing(
         self, kms: Kms, master_key: MasterKey, kek: Secret, context: KeyContext, wrapped: WrappedKey

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from servers.aws import Kms as Server
 
 from encpipe.config import TlsConfig
-from encpipe.errors import KeyAccessDeniedError, UnwrapError
+from encpipe.errors import ConfigError, KeyAccessDeniedError, UnwrapError
 from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey
-from encpipe.kms.aws import AwsKms
+from encpipe.kms.aws import AwsKms, AwsKmsKey
 from encpipe.kms.base import KmsSettings
 from encpipe.testing.kmscontract import KmsContract
 
@@ -49,6 +50,7 @@ class AwsContract(KmsContract):
         "aws-kms:arn:aws:kms:us-east-1.evil.example/:123456789012:key/x",
         "local:alias/x",
     )
+    destroys = True
 
     @pytest.fixture
     def server(self) -> Server:
@@ -68,6 +70,21 @@ class AwsContract(KmsContract):
     @pytest.fixture
     def other_master_key(self, kms: AwsKms, server: Server) -> MasterKey:
         return kms.master_key(f"aws-kms:{a_key(server, 'other')}")
+
+    @pytest.fixture
+    def doomed_master_key(self, kms: AwsKms, server: Server) -> MasterKey:
+        return kms.master_key(f"aws-kms:{server.create_key()}")
+
+    def test_a_key_is_destroyed_a_week_from_now(self, doomed_master_key: AwsKmsKey) -> None:
+        until = datetime.fromisoformat(doomed_master_key.destroy().until)
+        assert timedelta(days=6, hours=12) < until - datetime.now(UTC) < timedelta(days=7, hours=12)
+
+    def test_an_alias_is_not_destroyed(self, kms: AwsKms) -> None:
+        key = kms.master_key("aws-kms:alias/pii")
+        assert isinstance(key, AwsKmsKey)
+        for attempt in (key.check_destroyable, key.destroy):
+            with pytest.raises(ConfigError, match="alias"):
+                attempt()
 
     @pytest.mark.parametrize("form", ["alias", "alias ARN", "id", "ARN"])
     def test_every_form_of_a_uri_opens_and_stores_the_arn(
@@ -137,6 +154,12 @@ class TestMoto(AwsContract):
     @pytest.fixture
     def server(self, moto_kms: Server) -> Server:
         return moto_kms
+
+    @pytest.mark.skip(reason="moto fails to delete a key by its ARN")
+    def test_a_destroyed_key_opens_nothing_any_more(self) -> None: ...  # type: ignore[override]  # skipped
+
+    @pytest.mark.skip(reason="moto fails to delete a key by its ARN")
+    def test_a_key_is_destroyed_a_week_from_now(self) -> None: ...  # type: ignore[override]  # skipped
 
 
 class TestMotoOverTls(TestMoto):

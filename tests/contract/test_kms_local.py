@@ -31,6 +31,7 @@ MALFORMED = (
 
 class LocalContract(KmsContract):
     malformed_uris = MALFORMED
+    destroys = True
 
     @pytest.fixture
     def master_key(self, kms: LocalKms) -> MasterKey:
@@ -39,6 +40,10 @@ class LocalContract(KmsContract):
     @pytest.fixture
     def other_master_key(self, kms: LocalKms) -> MasterKey:
         return kms.master_key("local:two")
+
+    @pytest.fixture
+    def doomed_master_key(self, other_master_key: MasterKey) -> MasterKey:
+        return other_master_key
 
 
 class TestPassphrase(LocalContract):
@@ -68,6 +73,8 @@ class TestKeyFile(LocalContract):
 
 class TestEnvironmentKey(LocalContract):
     """There is one such key, so the other is the `env` of another environment."""
+
+    destroys = False
 
     @pytest.fixture
     def kms(self, monkeypatch: pytest.MonkeyPatch) -> LocalKms:

@@ -25,6 +25,7 @@ CONTEXT = KeyContext("0" * 32, "footer", "1" * 32)
 
 class TestInMemoryKms(KmsContract):
     malformed_uris = ("memory:", "memory:A", "memory:a/b", "local:a", "memory", "")
+    destroys = True
 
     @pytest.fixture
     def kms(self) -> Kms:
@@ -38,8 +39,14 @@ class TestInMemoryKms(KmsContract):
     def other_master_key(self, kms: Kms) -> MasterKey:
         return kms.master_key("memory:two")
 
+    @pytest.fixture
+    def doomed_master_key(self, other_master_key: MasterKey) -> MasterKey:
+        return other_master_key
+
 
 class TestHealthyFaultyKms(TestInMemoryKms):
+    destroys = False
+
     @pytest.fixture
     def kms(self) -> Kms:
         return FaultyKms(InMemoryKms(["one", "two"]))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
 from servers.softhsm import MODULE, PIN, SoftHsm
 
+from encpipe.errors import ConfigError
 from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey
 from encpipe.kms.base import KmsSettings
-from encpipe.kms.pkcs11 import Pkcs11Kms
+from encpipe.kms.pkcs11 import Pkcs11Key, Pkcs11Kms
 from encpipe.testing.kmscontract import KmsContract
 
 pytestmark = pytest.mark.system
@@ -28,6 +30,7 @@ class Pkcs11Contract(KmsContract):
         "pkcs11:token=main;object=one;module-path=/tmp/evil.so",
         "local:token=main;object=one",
     )
+    destroys = True
     mechanism: str
 
     @pytest.fixture
@@ -43,6 +46,25 @@ class Pkcs11Contract(KmsContract):
     @pytest.fixture
     def other_master_key(self, kms: Pkcs11Kms) -> MasterKey:
         return kms.master_key("pkcs11:token=main;object=other")
+
+    @pytest.fixture
+    def doomed_master_key(self, kms: Pkcs11Kms, softhsm: SoftHsm) -> MasterKey:
+        label = f"doomed-{os.urandom(4).hex()}"
+        softhsm.create_keys({"main": {label: {}}})
+        return kms.master_key(f"pkcs11:token=main;object={label}")
+
+    def test_a_key_that_its_token_keeps_is_not_destroyed(
+        self, kms: Pkcs11Kms, softhsm: SoftHsm, kek: Secret, context: KeyContext
+    ) -> None:
+        label = f"kept-{os.urandom(4).hex()}"
+        softhsm.create_keys({"main": {label: {"DESTROYABLE": False}}})
+        key = kms.master_key(f"pkcs11:token=main;object={label}")
+        assert isinstance(key, Pkcs11Key)
+        wrapped = key.wrap(kek, aad=context)
+        for attempt in (key.check_destroyable, key.destroy):
+            with pytest.raises(ConfigError, match="CKA_DESTROYABLE"):
+                attempt()
+        assert key.unwrap(wrapped, aad=context) == kek
 
     def test_no_key_vouches_for_itself(self, kms: Pkcs11Kms, master_key: MasterKey) -> None:
         assert not kms.trusts(master_key.uri)

@@ -11,10 +11,10 @@ import pytest
 from servers.openbao import OpenBao
 
 from encpipe.config import TlsConfig
-from encpipe.errors import UnwrapError
+from encpipe.errors import ConfigError, UnwrapError
 from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey
 from encpipe.kms.base import KmsSettings
-from encpipe.kms.vault import VaultKms
+from encpipe.kms.vault import VaultKey, VaultKms
 from encpipe.testing.kmscontract import KmsContract
 
 pytestmark = pytest.mark.server
@@ -28,9 +28,10 @@ def a_key(server: OpenBao, which: str, **settings: str) -> str:
 
 @functools.cache
 def an_identity(server: OpenBao) -> tuple[str, str]:
-    """The ids of an AppRole that may wrap and unwrap, and no more."""
+    """The ids of an AppRole that may wrap, unwrap and destroy, and no more."""
+    allowed = {"encrypt": '"update"', "decrypt": '"update"', "keys": '"read", "delete"'}
     rules = 'path "transit/+/*" { capabilities = ["deny"] }\n' + "\n".join(
-        f'path "transit/{action}/*" {{ capabilities = ["update"] }}' for action in ("encrypt", "decrypt")
+        f'path "transit/{action}/*" {{ capabilities = [{what}] }}' for action, what in allowed.items()
     )
     return server.role_ids(server.create_role([server.create_policy(rules)]))
 
@@ -51,6 +52,7 @@ class VaultContract(KmsContract):
         "vault://host/transit/footer",
         "local:footer",
     )
+    destroys = True
 
     @pytest.fixture
     def server(self) -> OpenBao:
@@ -67,6 +69,23 @@ class VaultContract(KmsContract):
     @pytest.fixture
     def other_master_key(self, kms: VaultKms, server: OpenBao) -> MasterKey:
         return kms.master_key(a_key(server, "other"))
+
+    @pytest.fixture
+    def doomed_master_key(self, kms: VaultKms, server: OpenBao) -> MasterKey:
+        uri = server.create_key()
+        server.ask("post", f"transit/keys/{uri.removeprefix('vault:')}/config", {"deletion_allowed": True})
+        return kms.master_key(uri)
+
+    def test_a_key_is_destroyed_only_where_its_settings_allow_that(
+        self, kms: VaultKms, server: OpenBao, context: KeyContext, kek: Secret
+    ) -> None:
+        key = kms.master_key(server.create_key())
+        assert isinstance(key, VaultKey)
+        wrapped = key.wrap(kek, aad=context)
+        for attempt in (key.check_destroyable, key.destroy):
+            with pytest.raises(ConfigError, match="deletion_allowed"):
+                attempt()
+        assert key.unwrap(wrapped, aad=context) == kek
 
     def test_the_service_binds_the_context_and_no_key_vouches_for_itself(
         self, kms: VaultKms, master_key: MasterKey

@@ -33,7 +33,7 @@ from encpipe import (
     write_dataset,
 )
 from encpipe.testing import FaultyKms, InMemoryKms
-from encpipe.testing.memory import KmsFault
+from encpipe.testing.faultykms import KmsFault
 
 CONFIG = Config(keys={"footer": ("memory:main",), "pii": ("memory:pii",)})
 IDS = [*range(6), *range(100, 106)]

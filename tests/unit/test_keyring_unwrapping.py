@@ -35,7 +35,7 @@ from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey
 from encpipe.kms.registry import MasterKeys
 from encpipe.manifest import KekRecord, check_commitment
 from encpipe.testing import FaultyKms, InMemoryKms
-from encpipe.testing.memory import KmsFault
+from encpipe.testing.faultykms import KmsFault
 
 PII = KEK_IDS["pii"]
 CONTEXT = KeyContext(DATASET_ID, "pii", PII)
