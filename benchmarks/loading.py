@@ -99,7 +99,7 @@ class BareReader:
                 rows += len(readers[file].read_row_group(row_group, use_threads=False))
 
     def _open(self, file: int) -> pq.ParquetFile:
-        sealed = self._dataset._open_file(self._dataset.files[file])  # its checks are not wanted here
+        sealed = self._dataset._data.open(self._dataset.files[file])  # its checks are not wanted here
         client = UnwrappingClient(sealed.entry, sealed.layout, sealed.keys)
         return pq.ParquetFile(
             sealed.open_input(), decryption_properties=client.decryption_properties(), pre_buffer=False

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from encpipe.config import Config, load_config
-    from encpipe.dataset import Dataset, open_dataset
+    from encpipe.dataset import Dataset
     from encpipe.errors import (
         ConfigError,
         ConflictError,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from encpipe.lifecycle.gc import gc
     from encpipe.lifecycle.grants import grant, revoke
     from encpipe.lifecycle.rewrapping import needs_rewrap, rewrap
+    from encpipe.opening import open_dataset
     from encpipe.policy import Policy
     from encpipe.signatures import sign_dataset
     from encpipe.verification import verify_dataset
@@ -63,7 +64,7 @@ _HOME = {
     "inspect_dataset": "inspection",
     "load_config": "config",
     "needs_rewrap": "lifecycle.rewrapping",
-    "open_dataset": "dataset",
+    "open_dataset": "opening",
     "revoke": "lifecycle.grants",
     "rewrap": "lifecycle.rewrapping",
     "sign_dataset": "signatures",

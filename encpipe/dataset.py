@@ -1,126 +1,37 @@
-"""Opening and reading a dataset.
-
-`open_dataset` checks the manifest (MACs under every key it gets hold of, pins) and the sealed file list
-before it returns; each data file is checked when it is first touched. Nothing is fetched, unwrapped or
-decrypted that is not asked for.
-"""
+"""An open dataset: what it holds, and its rows as scans, tables and Arrow streams."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow as pa
 
-from encpipe.access import Access, AnyPath, open_access
-from encpipe.config import Config
+from encpipe.access import Access
+from encpipe.datafiles import DataFiles
 from encpipe.errors import (
     ConfigError,
-    EncpipeError,
     KeyAccessDeniedError,
     KeyNotFoundError,
-    ManifestError,
     ShreddedError,
     UntrustedKeyError,
 )
 from encpipe.filelist import FileEntry
 from encpipe.handover import OpenDataset
-from encpipe.kms.registry import MasterKeys
-from encpipe.parquet import Layout, SealedFile
-from encpipe.pins import Pins, PinStore
 from encpipe.policy import Policy
-from encpipe.projection import Columns, OnMissingKey, columns_of, list_of_names
-from encpipe.rowgroups import MAX_OPEN_FILES, Plan
+from encpipe.projection import Columns, OnMissingKey
 from encpipe.scan import Scan, joined
-from encpipe.selection import Filter, is_whole, select
-from encpipe.state import MANIFEST_PATH, State, load_state
+from encpipe.selection import Filter, select
+from encpipe.state import State
 from encpipe.storage import Storage
-from encpipe.wholefiles import WholeFiles, open_at_once
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
-__all__ = ["Dataset", "Filter", "Integrity", "open_dataset"]
+__all__ = ["Dataset", "Filter", "Integrity"]
 
 Integrity = Literal["pages", "file-hash"]
-
-
-def open_dataset(
-    url: AnyPath,
-    *,
-    config: Config | AnyPath | None = None,
-    keyring: AnyPath | None = None,
-    master_keys: MasterKeys | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    on_missing_key: OnMissingKey = "error",
-    expect_dataset: str | None = None,
-    min_generation: int | None = None,
-    min_revision: int | None = None,
-    expect_core: str | None = None,
-    pin_store: AnyPath | None = None,
-    expect_key_names: Sequence[str] = (),
-    generation: int | None = None,
-    max_key_age: float | None = None,
-    key_grace: float = 0.0,
-    integrity: Integrity = "pages",
-) -> Dataset:
-    """Open a dataset for reading.
-
-    The master keys that may open it are those the configuration trusts. `on_missing_key` says what becomes
-    of columns whose key is denied, absent, shredded or not trusted by this configuration: `error` (when they
-    are read), `skip` (left out) or `null` (null, and marked in the schema); of a nested column the parts
-    whose key is missing are left out. It is decided here once, and never applies to outages or damage.
-    `expect_*`, `min_*` and `pin_store` refuse another or an older dataset; `generation` opens a retained one.
-    `expect_key_names` are unwrapped here and have to vouch for the dataset: which column falls under which
-    key stands under the footer key only, so who holds that key and can write the storage could else move a
-    column under it and forge it.
-    `max_key_age` and `key_grace` are seconds (see `DatasetKeys`).
-    `integrity="file-hash"` reads every file that is touched as a whole, into memory, and uses it only if its
-    SHA-256 is the committed one. It is for readers who must not trust other holders of the dataset's keys who
-    can write the storage: `pages`, the default, checks every byte it uses, under keys that those hold, too.
-    Who does not trust them with the file list either names `trust.signers`.
-
-    Raises `ConfigError`, `KmsError`, `IntegrityError` or `StorageError`.
-    """
-    access = open_access(
-        url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
-    )
-    state = load_state(
-        access.storage,
-        access.master_keys,
-        pins=Pins(expect_dataset, min_generation, min_revision, expect_core),
-        generation=generation,
-        max_key_age=max_key_age,
-        key_grace=key_grace,
-    )
-    with access.master_keys.audit.refusals("open", dataset=access.storage.url):
-        _expect(state, list_of_names(expect_key_names, "expect_key_names"))
-        if pin_store is not None:
-            PinStore(pin_store).check_and_record(access.storage.url, state.manifest)
-    return Dataset(access, state, on_missing_key, integrity)
-
-
-def _expect(state: State, key_names: Sequence[str]) -> None:
-    core = state.view.core
-    for name in key_names:
-        if name not in core.key_names:
-            raise ManifestError(
-                f"this dataset has no key name {name!r}; it has: {', '.join(sorted(core.key_names))}",
-                hint="check expect_key_names=; if it had this key name before, someone replaced the dataset",
-            )
-        state.keys.kek(core.active(name).id)
-
-
-class _Shape(NamedTuple):
-    """What all files of the generation share."""
-
-    columns: Columns
-    layout: Layout
-
-
-def _shape_of(state: State) -> _Shape:
-    return _Shape(columns_of(state.files, state.view.core.key_names), state.layout)
 
 
 class Dataset:
@@ -150,9 +61,8 @@ class Dataset:
             raise ConfigError(
                 f"integrity is {integrity!r}: it is pages or file-hash", hint='integrity="file-hash"'
             )
-        self._whole = WholeFiles() if integrity == "file-hash" else None
         self._open = OpenDataset.of(access, state)
-        self._made: _Shape | None = _shape_of(state)
+        self._data = DataFiles(self._open, whole=integrity == "file-hash")
         self._all: pa.Schema | None = None
         self._missing: Mapping[str, OnMissingKey] = self._decide(on_missing_key)
 
@@ -160,15 +70,14 @@ class Dataset:
     def _of(cls, opened: OpenDataset, missing: Mapping[str, OnMissingKey], whole: bool) -> Dataset:
         made = cls.__new__(cls)
         made._open, made._missing = opened, missing
-        made._whole = WholeFiles() if whole else None
-        made._made, made._all = None, None
+        made._data, made._all = DataFiles(opened, whole=whole), None
         return made
 
     def __reduce__(self) -> tuple[Callable[..., Dataset], tuple[Any, ...]]:
-        return Dataset._of, (self._open, self._missing, self._whole is not None)
+        return Dataset._of, (self._open, self._missing, self._data.whole is not None)
 
     def __copy__(self) -> Dataset:
-        return self._of(self._open.copy(), self._missing, self._whole is not None)
+        return self._of(self._open.copy(), self._missing, self._data.whole is not None)
 
     def __deepcopy__(self, memo: object) -> Dataset:
         return self.__copy__()
@@ -182,14 +91,8 @@ class Dataset:
         return self._open.state
 
     @property
-    def _shape(self) -> _Shape:
-        if self._made is None:  # twice does no harm, and a lock might stay locked in a forked child
-            self._made = _shape_of(self._state)
-        return self._made
-
-    @property
     def _columns(self) -> Columns:
-        return self._shape.columns
+        return self._data.columns
 
     def _decide(self, outcome: OnMissingKey) -> dict[str, OnMissingKey]:
         if outcome == "error":
@@ -280,52 +183,16 @@ class Dataset:
         and a `KmsError` when a key it needs is refused.
         """
         chosen = select(self._columns, columns, filter, missing=self._missing)
-        self._unwrap(chosen.read.leaves)
+        self._data.unwrap(chosen.read.leaves)
         kept = chosen.prune(self.files if files is None else tuple(files))
-        return Scan(
-            Plan(
-                files=kept,
-                open_file=self._open_file,
-                read=chosen.read,
-                out=chosen.out.schema,
-                full_schema=self._columns.schema,
-                filter=chosen.filter,
-                filter_leaves=chosen.filter_leaves,
-                threads=threads or pa.cpu_count(),
-                open_files=self._open_files(kept),
-            )
-        )
-
-    def _unwrap(self, leaves: Sequence[str]) -> None:
-        core = self._state.view.core
-        for name in sorted(self._columns.key_names(leaves)):
-            self._state.keys.kek(core.active(name).id)
-
-    def _open_files(self, files: Sequence[FileEntry]) -> int:
-        if self._whole is None:
-            return MAX_OPEN_FILES
-        return open_at_once(max((entry.size for entry in files), default=0), MAX_OPEN_FILES)
-
-    def _open_file(self, entry: FileEntry) -> SealedFile:
-        def stored() -> pa.NativeFile:
-            return self._open.open_input(entry.path)
-
-        whole = self._whole
-        return SealedFile(
-            entry,
-            self._shape.layout,
-            self._state.keys,
-            stored if whole is None else lambda: whole.open(entry, stored),
-            self._columns.parquet_schema,
-            pre_buffer=self._storage.remote and whole is None,
-        )
+        return Scan(self._data.plan(chosen, kept, threads=threads))
 
     def check_file(self, entry: FileEntry) -> None:
         """Open a file and check size, footer and row counts; no data is read (all of it with `file-hash`).
 
         Raises `IntegrityError` or `StorageError`.
         """
-        self._open_file(entry).open().close()
+        self._data.open(entry).open().close()
 
     def to_table(
         self,
@@ -372,31 +239,7 @@ class Dataset:
         Columns of which a key is missing, or only a part was chosen, are left out: PyArrow reads whole
         columns. Needs a storage that Arrow itself can read (local, S3).
         """
-        checked = self._shape.layout.is_uniform and self._whole is None
-        if not (checked or trust_storage_after_the_check):
-            raise EncpipeError(
-                "PyArrow would not notice another file, even a plaintext file, in the place of a checked one",
-                hint="use scan() or the dataset itself as an Arrow stream; where nobody else can write the "
-                "storage, to_pyarrow(trust_storage_after_the_check=True)",
-                code="unsupported",
-            )
-        projection = self._columns.project(columns, missing=self._missing)
-        self._unwrap(projection.leaves)
-        names = [name for name in projection.schema.names if is_whole(self._columns, name, projection)]
-        schema = pa.schema([projection.schema.field(name) for name in names], projection.schema.metadata)
-        from encpipe import fragments
-
-        made = [
-            fragments.checked_fragment(
-                self._open_file(entry),
-                *self._storage.arrow_path(entry.path),
-                leaves=projection.leaves,
-                schema=self._columns.schema,
-            )
-            for entry in self.files
-        ]
-        system = self._storage.arrow_path(MANIFEST_PATH)[0]
-        return fragments.pyarrow_dataset(made, schema, system)
+        return self._data.as_pyarrow(columns, missing=self._missing, unchecked=trust_storage_after_the_check)
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         return self.scan().__arrow_c_stream__(requested_schema)

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from encpipe.access import AnyPath, overlap, resolve_config
 from encpipe.audit import Facts
 from encpipe.config import Config
-from encpipe.dataset import Dataset, Filter, Integrity, open_dataset
+from encpipe.dataset import Dataset, Filter, Integrity
 from encpipe.errors import ConfigError, EncpipeError, StorageError
 from encpipe.filelist import FileEntry
 from encpipe.kms.registry import MasterKeys
+from encpipe.opening import open_dataset
 from encpipe.projection import OnMissingKey
 from encpipe.sealing import HashingSink, ProgressCallback, Tally, hive_folder
 from encpipe.storage import Storage, open_storage

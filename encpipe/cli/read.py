@@ -149,8 +149,8 @@ def head(
 ) -> None:
     """Show the first rows, decrypted in memory."""
     from encpipe.cli.views import rows_payload, rows_view
-    from encpipe.dataset import open_dataset
     from encpipe.errors import ConfigError
+    from encpipe.opening import open_dataset
 
     settings = opt.settings(config, storage_option)
     columns = opt.parse_names(select)

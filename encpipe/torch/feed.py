@@ -15,9 +15,10 @@ import torch
 from encpipe.access import AnyPath
 from encpipe.config import Config
 from encpipe.configtable import did_you_mean
-from encpipe.dataset import Dataset, Filter, Integrity, open_dataset
+from encpipe.dataset import Dataset, Filter, Integrity
 from encpipe.errors import ConfigError, EncpipeError
 from encpipe.kms.registry import MasterKeys
+from encpipe.opening import open_dataset
 from encpipe.projection import OnMissingKey
 from encpipe.torch.conversion import Batch, Converter
 from encpipe.torch.engine import Plan, batches

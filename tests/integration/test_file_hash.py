@@ -154,8 +154,8 @@ def test_a_file_is_read_once_however_many_threads_want_it(
 
 def test_what_no_handle_reads_is_let_go(scene: Scene) -> None:
     with scene.open(integrity="file-hash") as dataset:
-        assert dataset._whole is not None
-        held = dataset._whole._process.get().buffers
+        assert dataset._data.whole is not None
+        held = dataset._data.whole._process.get().buffers
         with dataset.scan(threads=1).row_groups() as groups:
             groups.read(0)
             assert list(held) == [dataset.files[0].path]
@@ -193,7 +193,7 @@ def test_a_pickle_keeps_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for integrity in ("pages", "file-hash"):
         with encpipe.open_dataset("people", integrity=integrity) as dataset:
             again = pickle.loads(pickle.dumps(dataset))
-        assert (again._whole is not None) == (integrity == "file-hash")
+        assert (again._data.whole is not None) == (integrity == "file-hash")
         assert ids(again.to_table()) == ROWS
 
 

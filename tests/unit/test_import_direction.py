@@ -17,8 +17,8 @@ ROOT = Path(encpipe.__file__).parent
 
 LAYERS = """
     cli  torch  __main__
-    inspection  lifecycle  verification  export  signatures  dataset  writer  initialise  checkup
-    writesession  scan
+    inspection  lifecycle  verification  export  signatures  opening  dataset  writer  initialise  checkup
+    writesession  scan  datafiles
     rowgroups  selection  wholefiles
     fragments  projection
     stopped  writekeys  writedata
