@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from encpipe.lifecycle.gc import gc
     from encpipe.lifecycle.grants import grant, revoke
     from encpipe.lifecycle.rewrapping import needs_rewrap, rewrap
+    from encpipe.lifecycle.shred import shred
+    from encpipe.lifecycle.shredreport import verify_shred_report
     from encpipe.opening import open_dataset
     from encpipe.policy import Policy
     from encpipe.signatures import sign_dataset
@@ -67,8 +69,10 @@ _HOME = {
     "open_dataset": "opening",
     "revoke": "lifecycle.grants",
     "rewrap": "lifecycle.rewrapping",
+    "shred": "lifecycle.shred",
     "sign_dataset": "signatures",
     "verify_dataset": "verification",
+    "verify_shred_report": "lifecycle.shredreport",
     "write_dataset": "writer",
 }
 
@@ -107,8 +111,10 @@ __all__ = [
     "open_dataset",
     "revoke",
     "rewrap",
+    "shred",
     "sign_dataset",
     "verify_dataset",
+    "verify_shred_report",
     "write_dataset",
 ]
 

@@ -54,6 +54,7 @@ class Label(StrEnum):
     KEK_WRAP = "encpipe/1 kek-wrap"
     PARTITION_KEK_WRAP = "encpipe/1 partition-kek-wrap"
     CORE_SIGNATURE = "encpipe/1 core"
+    SHRED_REPORT = "encpipe/1 shred-report"
     KEYRING_SEAL = "encpipe/1 keyring-seal"
     KEYRING_COMMITMENT = "encpipe/1 keyring-commitment"
     LOCAL_WRAP = "encpipe/1 local-wrap"

@@ -104,6 +104,10 @@ class Stepping(Storage):
     def read_version(self, old: OldVersion, *, limit: int) -> bytes:
         return self._inner.read_version(old, limit=limit)
 
+    def delete_version(self, old: OldVersion) -> None:
+        self._log.step("delete_version", old.path)
+        self._inner.delete_version(old)
+
     def create(self, path: str, data: bytes) -> None:
         self._log.step("create", path)
         self._inner.create(path, data)

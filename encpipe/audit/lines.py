@@ -45,6 +45,7 @@ Event = Literal[
     "revoke",
     "sign",
     "gc",
+    "shred",
     "refusal",
     "start",
     "end",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from encpipe.cli import audit, doctor, gc, init, keys, lifecycle, read, sign, write
+from encpipe.cli import audit, doctor, gc, init, keys, lifecycle, read, shred, sign, write
 from encpipe.cli.program import Program, with_examples
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command("sign", cls=with_examples(sign.EXAMPLES))(sign.sign)
 app.command("rewrap", cls=with_examples(lifecycle.REWRAP_EXAMPLES))(lifecycle.rewrap)
 app.command("grant", cls=with_examples(lifecycle.GRANT_EXAMPLES))(lifecycle.grant)
 app.command("revoke", cls=with_examples(lifecycle.REVOKE_EXAMPLES))(lifecycle.revoke)
+app.command("shred", cls=with_examples(shred.EXAMPLES))(shred.shred)
 app.command("gc", cls=with_examples(gc.GC_EXAMPLES))(gc.gc)
 app.add_typer(audit.app, name="audit")
 app.command("doctor", cls=with_examples(doctor.DOCTOR_EXAMPLES))(doctor.doctor)

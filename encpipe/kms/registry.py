@@ -115,6 +115,34 @@ class MasterKeys:
         made.config = replace(self.config, keys={**known, **more})
         return made
 
+    def under(self, config: Config) -> MasterKeys:
+        """The same key services under another configuration, which back ends that were used do not see."""
+        made = MasterKeys.__new__(MasterKeys)
+        vars(made).update(vars(self))
+        made.config, made.audit = config, audit_of(config.audit)
+        return made
+
+    def send_unlocked(self, fd: int) -> bool:
+        """Write what unlocks the local keyring to a pipe, for `receive_unlocked` in another process; False
+        where this process has not unlocked it."""
+        local = self._process.get().loaded.get("local")
+        if local is None:
+            return False
+        from encpipe.kms.local import LocalKms
+
+        if not isinstance(local, LocalKms) or not local.unlocked:
+            return False
+        local.send_unlocked(fd)
+        return True
+
+    def receive_unlocked(self, fd: int) -> None:
+        """Unlock the local keyring with what `send_unlocked` wrote. Raises `KmsError`."""
+        from encpipe.kms.local import LocalKms
+
+        local = self._service("local")
+        assert isinstance(local, LocalKms)
+        local.receive_unlocked(fd)
+
     def rank(self, uri: str, *, key_name: str) -> int:
         """Where the configuration names the URI: wrappings are tried in this order."""
         trusted = self._trusted(key_name)

@@ -7,16 +7,23 @@ from encpipe.lifecycle.gc import Collected, gc
 from encpipe.lifecycle.grants import grant, revoke
 from encpipe.lifecycle.keysline import KeysReport, Leftover, WrappingChange
 from encpipe.lifecycle.rewrapping import needs_rewrap, rewrap
+from encpipe.lifecycle.shred import shred
+from encpipe.lifecycle.shredreport import RetiredMaster, ShredReport, Tried, verify_shred_report
 
 __all__ = [
     "Collected",
     "KeysReport",
     "Leftover",
     "Overdue",
+    "RetiredMaster",
+    "ShredReport",
+    "Tried",
     "WrappingChange",
     "gc",
     "grant",
     "needs_rewrap",
     "revoke",
     "rewrap",
+    "shred",
+    "verify_shred_report",
 ]

@@ -104,6 +104,13 @@ class Storage(ABC):
         """What that version holds. Raises `StorageError` `not-found` when it is gone."""
         return self.read(old.path, limit=limit)
 
+    def delete_version(self, old: OldVersion) -> None:  # noqa: B027 - most back ends keep none
+        """Remove that version for good; none there is no error.
+
+        Raises `StorageError` `storage-denied` where something keeps it, and the message says what: a right
+        that is missing, or a lock. No lock is got around.
+        """
+
     @abstractmethod
     def create(self, path: str, data: bytes) -> None:
         """Make a new object, durable on return. Raises `StorageError` `exists` when there is one."""

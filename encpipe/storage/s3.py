@@ -22,7 +22,7 @@ from pyarrow import fs
 
 from encpipe.config import Config
 from encpipe.errors import ConfigError, ConflictError, EncpipeError, StorageError
-from encpipe.storage import s3_stale
+from encpipe.storage import s3_stale, s3_versions
 from encpipe.storage.base import ObjectInfo, OldVersion, Storage, UnfinishedUpload
 from encpipe.storage.paths import (
     MAX_COMMITTED_BYTES,
@@ -104,23 +104,16 @@ class S3Storage(Storage):
 
     def old_versions(self, prefix: str = "") -> Iterator[OldVersion]:
         """As the contract has it. Needs `s3:ListBucketVersions`; the bucket may never have kept any."""
-        objects = self._objects
-        start = len(objects.root)
-        with objects.mapped(prefix):
-            pages = objects.client.get_paginator("list_object_versions").paginate(
-                Bucket=objects.bucket, Prefix=objects.root + check_prefix(prefix)
-            )
-            found = [
-                OldVersion(entry["Key"][start:], entry["VersionId"])
-                for page in pages
-                for entry in page.get("Versions", ())
-                if not entry["IsLatest"]
-            ]
-        yield from found
+        yield from s3_versions.listed(self._objects, prefix)
 
     def read_version(self, old: OldVersion, *, limit: int) -> bytes:
         """As the contract has it. Needs `s3:GetObjectVersion`."""
         return self._objects.get(_key(old.path), limit=limit, version=old.version).data
+
+    def delete_version(self, old: OldVersion) -> None:
+        """As the contract has it. Needs `s3:DeleteObjectVersion`."""
+        _key(old.path)
+        s3_versions.delete(self._objects, old)
 
     def create(self, path: str, data: bytes) -> None:
         with self._new(path) as condition:

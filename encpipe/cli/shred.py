@@ -1,0 +1,196 @@
+"""`encpipe shred`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from encpipe.cli import options as opt
+from encpipe.cli.output import make_output
+from encpipe.cli.parts import Facts, Grid, Note, Part, plural
+from encpipe.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from encpipe.lifecycle.shredreport import ShredReport
+
+EXAMPLES = """
+encpipe shred encrypted/flights --dry-run
+encpipe shred encrypted/flights --confirm 5f0c2c5a8f2a4b0f9c1d3e5a7b9c0d1e --report shredded.json
+encpipe shred s3://bucket/flights --key-name pii --confirm 5f0c2c5a8f2a4b0f9c1d3e5a7b9c0d1e
+encpipe shred encrypted/flights --retire-master local:old=local:new --also encrypted/people
+encpipe shred --verify-report shredded.json
+"""
+_VERDICTS = {
+    "destroyed": "destroyed: no copy of it can be opened any more",
+    "removed": "removed: no copy was found; one that somebody kept may still open",
+    "incomplete": "incomplete: see what is left",
+}
+
+
+def shred(
+    url: Annotated[str | None, typer.Argument(metavar="URL", help="The dataset.", show_default=False)] = None,
+    key_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--key-name",
+            metavar="NAME",
+            help="Only the columns under this key name. Repeat it for more.",
+            show_default=False,
+        ),
+    ] = None,
+    retire_master: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--retire-master",
+            metavar="OLD[=NEW]",
+            help="Destroy this master key, too, after what stays was re-wrapped by NEW. WHATEVER ELSE IT "
+            "WRAPPED IS LOST. Repeat it for more.",
+            show_default=False,
+        ),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also",
+            metavar="URL",
+            help="A dataset that stays, and moves away from the master keys to be destroyed. Repeat it.",
+            show_default=False,
+        ),
+    ] = None,
+    confirm: Annotated[
+        str | None,
+        typer.Option(
+            "--confirm",
+            metavar="ID",
+            help="The dataset id. Default: to be typed on the terminal.",
+            show_default=False,
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Keep the report in a new file.", show_default=False),
+    ] = None,
+    verify_report: Annotated[
+        Path | None,
+        typer.Option(
+            "--verify-report",
+            metavar="FILE",
+            help="Shred nothing: check who signed this report.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; show what would go.")] = False,
+    storage_option: opt.StorageOptions = None,
+    config: opt.ConfigFile = None,
+    json: opt.Json = False,
+) -> None:
+    """Make a dataset, or some of its columns, unreadable for everybody, for good.
+
+    There is no way back. Exits with 5 when something is left.
+    """
+    if verify_report is not None:
+        _verify(verify_report, config, json=json)
+        return
+    if url is None:
+        raise ConfigError("URL is missing", hint="encpipe shred --help", code="usage")
+    from encpipe.lifecycle import shred as work
+    from encpipe.lifecycle.shredreport import exists
+
+    settings = opt.settings(config, storage_option)
+    if report is not None and report.exists():
+        raise exists(report)
+    plan_only = dry_run or confirm is not None
+    done = work(
+        url,
+        confirm=confirm if plan_only else _typed(url, json=json),
+        key_names=key_name,
+        retire_master=dict(_move(value) for value in retire_master or ()),
+        also=also or (),
+        dry_run=dry_run,
+        config=settings.config,
+        master_keys=settings.master_keys,
+        storage_options=settings.storage_options,
+    )
+    if report is not None and not dry_run:
+        done.save(report)
+    make_output(json=json).result(done.as_json(), lambda: _view(done))
+    if done.verdict == "incomplete":
+        raise typer.Exit(StorageError.exit_code)
+
+
+def _typed(url: str, *, json: bool) -> str:
+    """The dataset id as somebody types it, who is told what it is for."""
+    if json or not sys.stdin.isatty():
+        raise ConfigError(
+            "this needs the dataset id as a confirmation, and there is nobody to ask",
+            hint="add --confirm ID (encpipe inspect shows it)",
+            code="usage",
+        )
+    typed: str = typer.prompt(f"{url} cannot be read any more after this. Type its dataset id", err=True)
+    return typed.strip()
+
+
+def _move(value: str) -> tuple[str, str]:
+    old, _, new = value.partition("=")
+    if ":" not in old or (new and ":" not in new):
+        raise ConfigError(
+            f"--retire-master {value}: not a master key URI",
+            hint="for example --retire-master local:old=local:new",
+            code="usage",
+        )
+    return old, new
+
+
+def _verify(file: Path, config: Path | None, *, json: bool) -> None:
+    from encpipe.lifecycle import verify_shred_report
+
+    found = verify_shred_report(file, config=config)
+    make_output(json=json).result(found, lambda: _signed_view(found))
+
+
+def _signed_view(found: Mapping[str, Any]) -> list[Part]:
+    rows = [(name.replace("_", " "), str(found.get(name, ""))) for name in ("url", "dataset_id", "scope")]
+    rows += [
+        ("key names", ", ".join(map(str, found.get("key_names", ())))),
+        ("verdict", str(found.get("verdict", ""))),
+        ("created", str(found.get("created", ""))),
+        ("signed by", str(found.get("signer", ""))),
+    ]
+    return [Facts(rows)]
+
+
+def _view(done: ShredReport) -> list[Part]:
+    rows = [
+        ("dataset", done.url),
+        ("id", done.dataset_id),
+        ("generation", f"{done.generation}, revision {done.revision}"),
+        ("key names", ", ".join(done.key_names)),
+        ("KEKs", f"{len(done.keks):,}, wrapped by {', '.join(done.master_keys) or 'nothing any more'}"),
+        ("copies", plural(len(done.removed), "place") + (" would go" if done.dry_run else " removed")),
+        *((f"tried afresh: {one.what}", one.code or "OPENS") for one in done.tried),
+        *(("master key", _retired(master.uri, master.until, master.failed)) for master in done.retired),
+    ]
+    if done.dry_run:
+        return [Facts(rows), Note("nothing was changed: --dry-run")]
+    rows.append(("signed by", done.signer or "nobody"))
+    verdict = Note(_VERDICTS[done.verdict], warning=done.verdict == "incomplete")
+    return [Facts(rows), *_remaining(done), verdict, *(Note(f"note: {note}") for note in done.notes)]
+
+
+def _retired(uri: str, until: str, failed: str) -> str:
+    if failed:
+        return f"{uri}: not destroyed: {failed}"
+    return f"{uri}: destroyed" + (f" at {until}, until then it can be taken back" if until else "")
+
+
+def _remaining(done: ShredReport) -> Sequence[Part]:
+    if not done.remaining:
+        return []
+    rows = [(one.place, one.key_name or "-", one.master_key or "-", one.why) for one in done.remaining]
+    return [Grid(("place", "key name", "wrapped by", "why"), rows, title="left")]
