@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from encpipe.kms.registry import MasterKeys
     from encpipe.lifecycle.gc import gc
     from encpipe.lifecycle.grants import grant, revoke
+    from encpipe.lifecycle.rekeying import rekey
     from encpipe.lifecycle.rewrapping import needs_rewrap, rewrap
     from encpipe.lifecycle.shred import shred
     from encpipe.lifecycle.shredreport import verify_shred_report
@@ -67,6 +68,7 @@ _HOME = {
     "load_config": "config",
     "needs_rewrap": "lifecycle.rewrapping",
     "open_dataset": "opening",
+    "rekey": "lifecycle.rekeying",
     "revoke": "lifecycle.grants",
     "rewrap": "lifecycle.rewrapping",
     "shred": "lifecycle.shred",
@@ -109,6 +111,7 @@ __all__ = [
     "load_config",
     "needs_rewrap",
     "open_dataset",
+    "rekey",
     "revoke",
     "rewrap",
     "shred",

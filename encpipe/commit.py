@@ -133,15 +133,19 @@ def _settle(storage: Storage, core: Core, writer_id: str) -> Core | None:
 def _replace_manifest(
     storage: Storage, target: Target, core: Core, writer_id: str, sign: Sign | None
 ) -> None:
-    base = target.base
+    base, keks = target.base, target.keks
+    footer_before = None if base is None else base.manifest.core.footer_kek.id
+    if base is not None and footer_before is not None:
+        keks = {footer_before: base.keys.kek(footer_before), **keks}
     data = manifest.build(
         core,
         revision=1 if base is None else base.manifest.revision + 1,
         wrappings=target.wrappings,
         retained=() if base is None else base.manifest.history,
-        keks=target.keks,
+        keks=keks,
         keys_raw=None if base is None else base.manifest.keys_raw,
         sign=sign,
+        footer_before=footer_before,
     )
 
     def check(current: bytes | None) -> None:

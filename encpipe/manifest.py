@@ -134,13 +134,15 @@ def build(
     keks: Mapping[str, Secret],
     keys_raw: Mapping[str, Any] | None = None,
     sign: Sign | None = None,
+    footer_before: str | None = None,
 ) -> bytes:
-    """The bytes of a manifest with a new core, signed by `sign`. `keks` must hold every active KEK.
+    """The bytes of a manifest with a new core, signed by `sign`. `keks` must hold every active KEK, and the
+    footer KEK of the generation before, whose id is `footer_before`.
 
     Raises `KeyError` when one is missing: a core without the MAC of every key name is never built. Raises
     `EncpipeError` `unsupported` when `parse` would not take the result, for example for its size.
     """
-    head = tag(core, keks)
+    head = tag(core, keks, before=footer_before)
     if sign is not None:
         head = replace(head, signatures=(sign(head),))
     return _assemble(

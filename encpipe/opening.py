@@ -73,7 +73,7 @@ def open_dataset(
     with access.master_keys.audit.refusals("open", dataset=access.storage.url):
         _expect(state, list_of_names(expect_key_names, "expect_key_names"))
         if pin_store is not None:
-            PinStore(pin_store).check_and_record(access.storage.url, state.manifest)
+            PinStore(pin_store).check_and_record(access.storage.url, state.manifest, state.keys.kek)
     return Dataset(access, state, on_missing_key, integrity)
 
 

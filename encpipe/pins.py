@@ -9,18 +9,30 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from encpipe import strictjson
-from encpipe.errors import ConfigError, ManifestError, StaleDatasetError
-from encpipe.manifest import Manifest, TaggedCore
+from encpipe.errors import (
+    ConfigError,
+    IntegrityError,
+    KeyAccessDeniedError,
+    KeyNotFoundError,
+    ManifestError,
+    ShreddedError,
+    StaleDatasetError,
+    UntrustedKeyError,
+)
+from encpipe.keys import Secret
+from encpipe.manifest import KekRecord, Manifest, TaggedCore, check_commitment
 from encpipe.strictjson import Fields
 
 MAX_STORE_BYTES: Final = 16 << 20
+_GONE: Final = (KeyAccessDeniedError, KeyNotFoundError, ShreddedError, UntrustedKeyError)
+"""A KEK that cannot be had; an outage passes."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +92,23 @@ class PinStore:
     Keyed by `canonical_url`: the first open records dataset id, generation, revision and core; a later open
     of the same place that shows another dataset, an older state, or the same generation with another core is
     refused. A bucket of the same name at another endpoint is the same place.
+
+    The footer KEK is remembered, too, by id and commitment. A newer state that has another one (re-key,
+    overwrite) has to follow from it: every generation since then that changed the footer KEK carries a MAC
+    under the one before. An entry of an earlier version of encpipe has none, and gets it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
 
-    def check_and_record(self, url: str, manifest: Manifest) -> None:
+    def check_and_record(
+        self, url: str, manifest: Manifest, kek: Callable[[str], Secret] | None = None
+    ) -> None:
         """Raise `StaleDatasetError` for an older or another dataset; else remember this state.
 
-        To be called after the manifest's MACs were checked. Raises `ConfigError` for an unusable file.
+        To be called after the manifest's MACs were checked. `kek` gives a KEK of the dataset by its id, and
+        is called for each footer KEK that another one has followed since. Raises `ConfigError` for an
+        unusable file, and the `KmsError` of `kek` in an outage.
         """
         key = canonical_url(url)
         try:
@@ -97,6 +117,7 @@ class PinStore:
                 known = entries.get(key)
                 if known is not None:
                     self._known(known, manifest).check(manifest, manifest.head)
+                    self._check_follows(known, manifest, kek)
                 state = _state(manifest)
                 if known != state:
                     self._write({**entries, key: state})
@@ -139,6 +160,18 @@ class PinStore:
         except ManifestError as error:
             raise self._damaged(error.message) from None
 
+    def _check_follows(self, entry: Any, manifest: Manifest, kek: Callable[[str], Secret] | None) -> None:
+        try:
+            known = Fields(entry, what="an entry")
+            if "footer_kek" not in entry:
+                return
+            footer = known.fields("footer_kek")
+            pinned = _FooterKek(footer.hex_id("id"), footer.sha256("commitment"))
+            since = known.integer("generation")
+        except ManifestError as error:
+            raise self._damaged(error.message) from None
+        _check_chain(pinned, since, manifest, kek)
+
     def _damaged(self, why: str) -> ConfigError:
         return ConfigError(
             f"the pin store {self._path} is damaged: {why}",
@@ -154,10 +187,57 @@ class PinStore:
         fresh.replace(self._path)
 
 
+@dataclass(frozen=True)
+class _FooterKek:
+    id: str
+    commitment: bytes
+
+    @classmethod
+    def of(cls, record: KekRecord) -> _FooterKek:
+        return cls(record.id, record.commitment)
+
+
+def _check_chain(
+    pinned: _FooterKek, since: int, manifest: Manifest, kek: Callable[[str], Secret] | None
+) -> None:
+    """Raise `StaleDatasetError` unless the newest generation's footer KEK is `pinned`, or follows from it by
+    generations that are in the manifest."""
+    now = pinned
+    for tagged in (*manifest.retained, manifest.head):
+        found = _FooterKek.of(tagged.core.footer_kek)
+        if tagged.core.generation > since and found != now:
+            _check_link(now, tagged, kek)
+            now = found
+    if now != _FooterKek.of(manifest.core.footer_kek):
+        raise _not_following(manifest.head, "it is of the generation that was pinned")
+
+
+def _check_link(before: _FooterKek, tagged: TaggedCore, kek: Callable[[str], Secret] | None) -> None:
+    if kek is None:
+        raise _not_following(tagged, "no key is at hand")
+    try:
+        secret = kek(before.id)
+        check_commitment(KekRecord(before.id, tagged.core.footer_key, "", before.commitment, ""), secret)
+        tagged.check(before.id, secret)
+    except (IntegrityError, *_GONE) as error:
+        raise _not_following(tagged, error.message) from None
+
+
+def _not_following(tagged: TaggedCore, why: str) -> StaleDatasetError:
+    return StaleDatasetError(
+        f"generation {tagged.core.generation} has another footer KEK than the one that was pinned, and does "
+        f"not show that it follows it: {why}",
+        hint="ask whoever re-keyed or wrote the dataset; if this is what you want to read, remove its entry "
+        "from the pin store",
+    )
+
+
 def _state(manifest: Manifest) -> dict[str, Any]:
+    footer = manifest.core.footer_kek
     return {
         "dataset_id": manifest.core.dataset_id,
         "generation": manifest.core.generation,
         "revision": manifest.revision,
         "core": manifest.head.digest,
+        "footer_kek": {"id": footer.id, "commitment": footer.commitment.hex()},
     }

@@ -126,6 +126,15 @@ class RowGroups:
         """
         return sorted(self._survivors(file)) if self._plan.filter_leaves else self.in_file(file)
 
+    def codec(self, file: int) -> str | None:
+        """How the plan's file of this number is compressed, as `SealedWriter` takes it; None without rows or
+        columns to read. Raises what `read` raises."""
+        plan = self._plan
+        if not plan.read.leaves:
+            return None
+        with self._handles.lend(file, plan.open_file(plan.files[file]).open) as handle:
+            return handle.codec(plan.read.leaves[0])
+
     def close(self) -> None:
         """Close all files; those that are being read are closed when the read ends. Idempotent."""
         self._handles.close()

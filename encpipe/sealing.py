@@ -152,29 +152,29 @@ class SealJob:
     def _copy(
         self, source: SourceFile, sink: HashingSink, file_id: str, threads: bool, tally: Tally
     ) -> Sealed:
-        writer = SealedWriter(
-            pa.PythonFile(sink, mode="w"),
-            self.schema,
-            file_id=file_id,
-            layout=self.layout,
-            keys=self.keys,
-            compression=self.compression,
-        )
         counted = 0
-        try:
-            with source.open(threads=threads) as reader:
+        with source.open(threads=threads) as reader:
+            writer = SealedWriter(
+                pa.PythonFile(sink, mode="w"),
+                self.schema,
+                file_id=file_id,
+                layout=self.layout,
+                keys=self.keys,
+                compression=reader.codec or self.compression,
+            )
+            try:
                 for table in reader.tables():
                     writer.write(self._fitted(table))
                     step = max(0, min(table.nbytes, source.size - counted))
                     counted += step
                     tally.add(rows=len(table), size=step)
                     del table
-            sealed = writer.close()
-        except BaseException as error:
-            writer.abandon()
-            if sink.failure is not None and not isinstance(error, KeyboardInterrupt):
-                raise sink.failure from None
-            raise
+                sealed = writer.close()
+            except BaseException as error:
+                writer.abandon()
+                if sink.failure is not None and not isinstance(error, KeyboardInterrupt):
+                    raise sink.failure from None
+                raise
         tally.add(files=1, size=source.size - counted)
         return sealed
 

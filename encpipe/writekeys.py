@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from encpipe.commit import Contents, Target
-from encpipe.errors import PolicyError
+from encpipe.errors import ConfigError, KmsError, PolicyError
 from encpipe.keyring import make_kek
-from encpipe.keys import KeyContext, Secret, new_id, utc_now
+from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey, new_id, utc_now
 from encpipe.kms.registry import MasterKeys
 from encpipe.manifest import KekRecord, kek_commitment
 from encpipe.state import State
@@ -76,3 +78,83 @@ def _fits(record: KekRecord, base: State, master_keys: MasterKeys) -> bool:
         return True
     wanted = {master.uri for master in master_keys.for_key_name(record.key_name)}
     return wanted == {wrapped.master_key for wrapped in base.manifest.wrappings.get(record.id, ())}
+
+
+def rekey_target(
+    base: State, names: Sequence[str], to: Mapping[str, Sequence[str]], master_keys: MasterKeys
+) -> tuple[Target, int]:
+    """What a re-key of `names` commits to: a new active KEK for each, the others kept, and the KMS calls.
+
+    All KEKs of the dataset are unwrapped, since its files are read. Raises what `rekey_masters` and wrapping
+    raise; `ShreddedError` where a key name was shredded.
+    """
+    core, before = base.manifest.core, base.keys.unwraps
+    current = {name: core.active(name) for name in core.key_names}
+    keks = {record.id: base.keys.kek(record.id) for record in current.values()}
+    calls = base.keys.unwraps - before
+    records, wrappings = list(retiring(core.keks, names)), dict(base.manifest.wrappings)
+    for name in names:
+        kek_id, old = new_id(), current[name].id
+        with _naming_key(name):
+            masters = rekey_masters(name, base.manifest.wrappings[old], to, master_keys)
+            made = make_kek(KeyContext(core.dataset_id, name, kek_id), masters)
+        calls += len(made.wrappings)
+        del keks[old]
+        keks[kek_id], wrappings[kek_id] = made.kek, made.wrappings
+        records.append(KekRecord(kek_id, name, utc_now(), kek_commitment(kek_id, made.kek), "active"))
+    return Target(core.dataset_id, core.footer_key, tuple(records), wrappings, keks, base), calls
+
+
+def rewrapped(target: Target, to: Mapping[str, Sequence[str]], master_keys: MasterKeys) -> tuple[Target, int]:
+    """A re-key's target whose new KEKs are wrapped by the master keys that wrap the old ones in its base: one
+    that was revoked meanwhile opens no new KEK either. And the KMS calls."""
+    base = target.base
+    assert base is not None
+    core, wrappings, calls = base.manifest.core, dict(target.wrappings), 0
+    known = {record.id for record in core.keks}
+    for record in target.records:
+        name = record.key_name
+        if record.id in known or name in to:
+            continue
+        made = {wrapped.master_key: wrapped for wrapped in wrappings[record.id]}
+        with _naming_key(name):
+            masters = rekey_masters(name, base.manifest.wrappings[core.active(name).id], to, master_keys)
+            context = KeyContext(core.dataset_id, name, record.id)
+            some = []
+            for master in masters:
+                if master.uri not in made:
+                    made[master.uri] = master.wrap(target.keks[record.id], aad=context)
+                    calls += 1
+                some.append(made[master.uri])
+        wrappings[record.id] = tuple(some)
+    return replace(target, wrappings=wrappings), calls
+
+
+def rekey_masters(
+    name: str, wrappings: Iterable[WrappedKey], to: Mapping[str, Sequence[str]], master_keys: MasterKeys
+) -> tuple[MasterKey, ...]:
+    """What wraps a new KEK of a key name: the master keys `to` names, else all that wrap it today.
+
+    Raises `ConfigError`, `UntrustedKeyError`.
+    """
+    uris = to.get(name) or dict.fromkeys(wrapped.master_key for wrapped in wrappings)
+    return tuple(master_keys.get(uri, key_name=name) for uri in uris)
+
+
+def retiring(keks: Iterable[KekRecord], names: Collection[str]) -> tuple[KekRecord, ...]:
+    """The KEKs of a dataset when those of `names` are replaced."""
+    return tuple(
+        replace(record, state="retired") if record.key_name in names and record.state == "active" else record
+        for record in keks
+    )
+
+
+@contextlib.contextmanager
+def _naming_key(name: str) -> Iterator[None]:
+    """Say in an error how to name other master keys."""
+    try:
+        yield
+    except (ConfigError, KmsError) as error:
+        how = f"or name the master keys that are to open key name {name!r} from now on: --key {name}=URI"
+        error.hint = f"{error.hint}; {how}" if error.hint else how
+        raise

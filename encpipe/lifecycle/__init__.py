@@ -6,6 +6,7 @@ from encpipe.lifecycle.due import Overdue
 from encpipe.lifecycle.gc import Collected, gc
 from encpipe.lifecycle.grants import grant, revoke
 from encpipe.lifecycle.keysline import KeysReport, Leftover, WrappingChange
+from encpipe.lifecycle.rekeying import Rekeyed, rekey
 from encpipe.lifecycle.rewrapping import needs_rewrap, rewrap
 from encpipe.lifecycle.shred import shred
 from encpipe.lifecycle.shredreport import RetiredMaster, ShredReport, Tried, verify_shred_report
@@ -15,6 +16,7 @@ __all__ = [
     "KeysReport",
     "Leftover",
     "Overdue",
+    "Rekeyed",
     "RetiredMaster",
     "ShredReport",
     "Tried",
@@ -22,6 +24,7 @@ __all__ = [
     "gc",
     "grant",
     "needs_rewrap",
+    "rekey",
     "revoke",
     "rewrap",
     "shred",

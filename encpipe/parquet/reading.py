@@ -165,6 +165,20 @@ class Handle:
                     break
             self._check_asked(leaves)
 
+    def codec(self, leaf: str) -> str | None:
+        """How a leaf's values are compressed, as `SealedWriter` takes it; None in a file without rows.
+
+        The leaf's KEK must have been unwrapped before. Raises `IntegrityError`, `StorageError`.
+        """
+        if not self._file.entry.rows:
+            return None
+        self.check_chunks([leaf])
+        with translated(self._file.entry, self.client):
+            group = self._reader.metadata.row_group(0)
+            chunks = (group.column(i) for i in range(group.num_columns))
+            name: str = next(chunk.compression for chunk in chunks if chunk.path_in_schema == leaf)
+        return "none" if name == "UNCOMPRESSED" else name.lower()
+
     def _check_asked(self, leaves: Sequence[str]) -> None:
         if not self.client.leaves:  # one DEK seals the whole file, and the footer opened with it
             return

@@ -18,9 +18,12 @@ class SourceReader(AbstractContextManager["SourceReader"]):
     """The rows of one source file, in the order of the file. For one thread at a time; closed by `with`.
 
     `schema` is that of the data columns, without partition columns, and the same for all files of a source.
+    `codec` is how the encrypted file is to be compressed, by PyArrow's name, where that is no setting of the
+    write.
     """
 
     schema: pa.Schema
+    codec: str | None = None
 
     @abstractmethod
     def tables(self) -> Iterator[pa.Table]:

@@ -87,8 +87,15 @@ def path(tmp_path: Path) -> Path:
 
 def test_the_first_state_seen_is_trusted_and_remembered(path: Path) -> None:
     PinStore(path).check_and_record(URL, NOW)
+    footer = NOW.core.footer_kek
     assert json.loads(path.read_text()) == {
-        URL: {"dataset_id": DATASET_ID, "generation": 3, "revision": 8, "core": NOW.head.digest}
+        URL: {
+            "dataset_id": DATASET_ID,
+            "generation": 3,
+            "revision": 8,
+            "core": NOW.head.digest,
+            "footer_kek": {"id": footer.id, "commitment": footer.commitment.hex()},
+        }
     }
     PinStore(str(path)).check_and_record(URL, NOW)
 
@@ -188,6 +195,7 @@ def test_many_openers_lose_nothing(path: Path) -> None:
 
 
 KNOWN = {"dataset_id": DATASET_ID, "generation": 3, "revision": 8, "core": "00" * 32}
+OLDER = {**KNOWN, "generation": 2}
 DAMAGED = {
     "cut": b'{"a"',
     "no JSON": b"\xff",
@@ -196,6 +204,8 @@ DAMAGED = {
     "an entry without an id": json.dumps({URL: {**KNOWN, "dataset_id": ""}}).encode(),
     "an entry without a generation": json.dumps({URL: {**KNOWN, "generation": None}}).encode(),
     "an entry without a revision": json.dumps({URL: {**KNOWN, "revision": -1}}).encode(),
+    "an entry with a footer KEK that is none": json.dumps({URL: {**OLDER, "footer_kek": 1}}).encode(),
+    "an entry without a commitment": json.dumps({URL: {**OLDER, "footer_kek": {"id": "f0" * 16}}}).encode(),
     "an entry without a core": json.dumps({URL: {**KNOWN, "core": "x"}}).encode(),
     "an empty entry": json.dumps({URL: {}}).encode(),
     "an empty file": b"",
