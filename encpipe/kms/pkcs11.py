@@ -20,7 +20,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from encpipe.errors import EncpipeError, MissingExtraError, UnwrapError
 from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, utc_now
@@ -28,6 +28,7 @@ from encpipe.kms.base import Destroyed, KmsSettings
 from encpipe.kms.deadline import call_within
 from encpipe.kms.pkcs11_pin import PinSource
 from encpipe.kms.pkcs11_settings import HEADS, KeyPlace, Mechanism, Pkcs11Table
+from encpipe.kms.signer import PublicKey, Signer
 
 if TYPE_CHECKING:
     from pkcs11.types import SecretKey, Session
@@ -102,6 +103,36 @@ class Pkcs11Key:
         self._service.call("destroy", self, self._service.table.mechanism, work)
 
 
+@dataclass(frozen=True)
+class Pkcs11Signer:
+    """One Ed25519 key on a token (`pkcs11_signing`). Nothing of it is looked up before the first call."""
+
+    uri: str
+    place: KeyPlace = field(repr=False)
+    _service: Pkcs11Kms = field(repr=False)
+
+    def public_keys(self) -> tuple[PublicKey, ...]:
+        """The public key object beside it. PKCS#11 has no key versions: `version` is empty."""
+        by = _import("encpipe.kms.pkcs11_signing")
+
+        def work(_: Session, key: Any) -> bytes:
+            raw: bytes = by.read_public(key, uri=self.uri)
+            return raw
+
+        raw = self._service.call("sign", self, "eddsa", work, find=by.find_public)
+        return (PublicKey("", raw),)
+
+    def sign(self, message: bytes, *, version: str) -> bytes:  # noqa: ARG002  # the protocol's signature
+        """C_Sign with CKM_EDDSA. Raises `ConfigError` also for a key that could leave its token."""
+        by = _import("encpipe.kms.pkcs11_signing")
+
+        def work(_: Session, key: Any) -> bytes:
+            signature: bytes = by.sign(key, message, uri=self.uri)
+            return signature
+
+        return self._service.call("sign", self, "eddsa", work, find=by.find_private)
+
+
 class Pkcs11Kms:
     """The key service of `pkcs11:` URIs. Loads the module on first use; safe to use from several threads.
 
@@ -118,14 +149,27 @@ class Pkcs11Kms:
         """The key of this URI. Raises `ConfigError` for a malformed URI; loads nothing."""
         return Pkcs11Key(uri, KeyPlace.parse(uri), self)
 
+    def signing_key(self, uri: str) -> Signer:
+        """The key of this URI to sign with (`pkcs11_signing`). Raises as `master_key` does; loads nothing."""
+        return Pkcs11Signer(uri, KeyPlace.parse(uri), self)
+
     def trusts(self, uri: str) -> bool:  # noqa: ARG002  # the contract's signature
         """False: only the configuration says which keys are trusted."""
         return False
 
     def call(
-        self, action: str, key: Pkcs11Key, mechanism: Mechanism, work: Callable[[Session, SecretKey], Done]
+        self,
+        action: str,
+        key: Pkcs11Key | Pkcs11Signer,
+        mechanism: Mechanism | Literal["eddsa"],
+        work: Callable[[Session, Any], Done],
+        *,
+        find: Callable[[Session, KeyPlace], Any] | None = None,
     ) -> Done:
-        """What `work` returns, called with a session and the key; with deadline and the error tree."""
+        """What `work` returns, called with a session and the key; with deadline and the error tree.
+
+        `find` looks for another object than the master key.
+        """
         place, table = key.place, self.table
         modules = _import("encpipe.kms.pkcs11_module")
         errors = _import("encpipe.kms.pkcs11_errors")
@@ -134,7 +178,8 @@ class Pkcs11Kms:
 
         def attempt() -> Done | EncpipeError:
             try:
-                done: Done = modules.module(table.module).use(place, pin, work, seconds=table.deadline)
+                module = modules.module(table.module)
+                done: Done = module.use(place, pin, work, seconds=table.deadline, find=find)
             except Exception as error:  # noqa: BLE001  # mapped whole: no SDK error may leave
                 failed: EncpipeError = errors.from_sdk(error, request).with_traceback(None)
                 passes = errors.may_pass(error)

@@ -89,9 +89,13 @@ _NOT_PERMITTED: Final = "0x68"
 """CKR_KEY_FUNCTION_NOT_PERMITTED, which the SDK has no class for."""
 
 
+EDDSA: Final = "eddsa"
+"""What `Request.mechanism` says of signing keys."""
+
+
 @dataclass(frozen=True)
 class Request:
-    """What was asked, for messages: `wrap` or `unwrap`, master key URI, token label, module, mechanism."""
+    """What was asked, for messages: `wrap`, `unwrap` or `sign`, key URI, token label, module, mechanism."""
 
     action: str
     uri: str
@@ -121,9 +125,10 @@ def from_sdk(error: BaseException, request: Request) -> EncpipeError:
     if isinstance(error, _DOES_NOT_OPEN):
         return does_not_open(uri)
     if isinstance(error, sdk.NoSuchKey):
+        kind, what = ("EC_EDWARDS", "pubkey") if request.mechanism == EDDSA else ("AES", "secrkey")
         return KeyNotFoundError(
-            f"the token {request.token!r} has no AES key {uri}",
-            hint="its user sees these: pkcs11-tool --module MODULE --login --list-objects --type secrkey",
+            f"the token {request.token!r} has no {kind} key {uri}",
+            hint=f"its user sees these: pkcs11-tool --module MODULE --login --list-objects --type {what}",
         )
     if isinstance(error, (sdk.MultipleObjectsReturned, sdk.MultipleTokensReturned)):
         what = "tokens" if isinstance(error, sdk.MultipleTokensReturned) else "keys"
@@ -198,12 +203,14 @@ def _of_pin(error: BaseException, token: str) -> KmsError:
 
 
 def _unusable(name: str, request: Request) -> ConfigError:
-    other = {"aes-gcm": "aes-key-wrap", "aes-key-wrap": "aes-gcm"}[request.mechanism]
-    return ConfigError(
+    what = (
         f"the token {request.token!r} cannot {request.action} under {request.uri} with {request.mechanism}: "
-        f"{name}",
-        hint=f'if the token cannot, set mechanism = "{other}" in the table "kms.pkcs11"',
+        f"{name}"
     )
+    if request.mechanism == EDDSA:
+        return ConfigError(what, hint="does the token have CKM_EDDSA? pkcs11-tool --list-mechanisms tells")
+    other = {"aes-gcm": "aes-key-wrap", "aes-key-wrap": "aes-gcm"}[request.mechanism]
+    return ConfigError(what, hint=f'if the token cannot, set mechanism = "{other}" in the table "kms.pkcs11"')
 
 
 def _other(error: BaseException, request: Request) -> EncpipeError:
@@ -221,7 +228,8 @@ def _other(error: BaseException, request: Request) -> EncpipeError:
     if text.endswith(_NOT_PERMITTED):
         return KeyAccessDeniedError(
             f"the token {request.token!r} does not let {request.uri} {request.action}",
-            hint="set CKA_ENCRYPT and CKA_DECRYPT (aes-key-wrap: CKA_WRAP and CKA_UNWRAP) on the key",
+            hint="set CKA_ENCRYPT and CKA_DECRYPT on the key (aes-key-wrap: CKA_WRAP and CKA_UNWRAP; to "
+            "sign: CKA_SIGN)",
         )
     what = f"{name}: {text}" if text else name
     return KmsError(

@@ -29,7 +29,8 @@ from encpipe.kms.pkcs11_settings import KeyPlace
 from encpipe.perprocess import PerProcess
 
 Answer = TypeVar("Answer")
-Action = Callable[[Session, SecretKey], Answer]
+Action = Callable[[Session, Any], Answer]
+Find = Callable[[Session, KeyPlace], Any]
 
 FORK_WAIT_SECONDS: Final = 2.0
 """How long a fork waits for a call that is under way; longer ones hang."""
@@ -60,8 +61,17 @@ class Module:
         """For a forked child: nothing is initialised or logged in there; refused PINs are still refused."""
         return Module(self.path, loaded=self._library, refused=self._refused)
 
-    def use(self, place: KeyPlace, pin: Secret, action: Action[Answer], *, seconds: float) -> Answer:
-        """What `action` returns, called with a session and the key.
+    def use(
+        self,
+        place: KeyPlace,
+        pin: Secret,
+        action: Action[Answer],
+        *,
+        seconds: float,
+        find: Find | None = None,
+    ) -> Answer:
+        """What `action` returns, called with a session and the key, which is a master key unless `find` looks
+        for another one.
 
         A session from before is opened anew once if the token no longer knows it. Raises the SDK's errors,
         `ConfigError` for a key that could leave the token, `KmsError` for a PIN that is not tried, and
@@ -73,12 +83,13 @@ class Module:
                 hint="is the token stuck? its own log may tell",
             )
         try:
+            found = _find if find is None else find
             login = self._logins.get((place.token, place.serial))
             if login is not None and login.pin == pin:
                 with contextlib.suppress(*errors.STALE):
-                    return action(login.session, _find(login.session, place))
+                    return action(login.session, found(login.session, place))
             session = self._log_in(place, pin)
-            return action(session, _find(session, place))
+            return action(session, found(session, place))
         finally:
             self.lock.release()
 

@@ -44,6 +44,8 @@ from encpipe.errors import (
 from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, utc_now
 from encpipe.kms.base import Destroyed, KmsSettings
 from encpipe.kms.deadline import call_within
+from encpipe.kms.signer import Signer
+from encpipe.kms.vault_signing import VaultSigner
 from encpipe.kms.vault_table import SEGMENT, VaultTable
 from encpipe.perprocess import PerProcess
 
@@ -190,6 +192,11 @@ class VaultKms:
         default, in one; no network call."""
         _path(uri, "decrypt")
         return VaultKey(uri, self)
+
+    def signing_key(self, uri: str) -> Signer:
+        """The key of this URI to sign with. Raises as `master_key` does; no network call."""
+        _path(uri, "sign")
+        return VaultSigner(uri, self)
 
     def trusts(self, uri: str) -> bool:  # noqa: ARG002  # the contract's signature
         """False: only the configuration says which keys are trusted."""

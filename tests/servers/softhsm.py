@@ -56,6 +56,16 @@ KEYS: Final[Mapping[str, Any]] = {
     "known": {"VALUE": bytes(range(32)).hex()},
 }
 """The keys of the token `main`: attributes on top of what encpipe asks for. Every other token has `one`."""
+SIGNERS: Final[Mapping[str, Any]] = {
+    "signer": {},
+    "signing twin": {"LABEL": "signer-twin", "ID": "01"},
+    "other signing twin": {"LABEL": "signer-twin", "ID": "02"},
+    "signer-readable": {"SENSITIVE": False},
+    "signer-extractable": {"EXTRACTABLE": True},
+    "signer-no-sign": {"SIGN": False},
+    "signer-ed448": {"CURVE": "edwards448"},
+}
+"""Ed25519 keys of the token `main`: attributes of their private halves."""
 
 
 def need_softhsm() -> None:
@@ -79,7 +89,7 @@ class SoftHsm:
         made.config.write_text(f"directories.tokendir = {folder / 'tokens'}\nlog.level = ERROR\n")
         for token in TOKENS:
             made._init_token(token)
-        made.create_keys({token: KEYS if token == "main" else {"one": {}} for token in TOKENS})
+        made.create_keys({token: {**KEYS, **SIGNERS} if token == "main" else {"one": {}} for token in TOKENS})
         made._set_flags("locked", LOCKED)
         made._set_flags("last-try", FINAL_TRY)
         return made
@@ -124,7 +134,8 @@ def _create_keys(keys: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     for token, labels in keys.items():
         with next(module.get_tokens(token_label=token)).open(rw=True, user_pin=PIN) as session:
             for label, attributes in labels.items():
-                _create_key(session, label, dict(attributes))
+                create = _create_signer if label in SIGNERS else _create_key
+                create(session, label, dict(attributes))
 
 
 def _create_key(session: Any, label: str, attributes: dict[str, Any]) -> None:
@@ -145,6 +156,26 @@ def _create_key(session: Any, label: str, attributes: dict[str, Any]) -> None:
         session.create_object({**brought, **template})
         return
     session.generate_key(pkcs11.KeyType.AES, bits, id=key_id, label=label, store=True, template=template)
+
+
+def _create_signer(session: Any, label: str, attributes: dict[str, Any]) -> None:
+    import pkcs11
+
+    label, key_id = attributes.pop("LABEL", label), bytes.fromhex(attributes.pop("ID", ""))
+    curve = attributes.pop("CURVE", "edwards25519")
+    parameters = session.create_domain_parameters(
+        pkcs11.KeyType.EC_EDWARDS,
+        {pkcs11.Attribute.EC_PARAMS: bytes([0x13, len(curve)]) + curve.encode()},  # a PrintableString
+        local=True,
+    )
+    private = {pkcs11.Attribute[name]: value for name, value in {"EXTRACTABLE": False, **attributes}.items()}
+    parameters.generate_keypair(
+        id=key_id,
+        label=label,
+        store=True,
+        mechanism=pkcs11.Mechanism.EC_EDWARDS_KEY_PAIR_GEN,
+        private_template=private,
+    )
 
 
 if __name__ == "__main__":
