@@ -187,11 +187,13 @@ class KmsError(EncpipeError):
 class KmsUnavailableError(KmsError):
     """Outage, throttling or a passed deadline. Trying later may help.
 
-    `retry_after` is how many seconds the service asks to be left alone; 0 where it does not say.
+    `retry_after` is how many seconds the service asks to be left alone; 0 where it does not say. `of_service`
+    is False where it answers, and one of its keys is what cannot be used now.
     """
 
     default_code = "kms-unavailable"
     retry_after: float = 0.0
+    of_service: bool = True
 
 
 class KeyAccessDeniedError(KmsError):

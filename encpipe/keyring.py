@@ -17,16 +17,16 @@ from encpipe.errors import (
     ConfigError,
     EncpipeError,
     IntegrityError,
-    KeyAccessDeniedError,
-    KeyNotFoundError,
     KmsError,
     KmsUnavailableError,
     ShreddedError,
-    UntrustedKeyError,
     UnwrapError,
 )
+from encpipe.failedtries import most_telling
 from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey
+from encpipe.kms.deadline import one_deadline
 from encpipe.manifest import KekRecord
+from encpipe.partitionkeks import PartitionKek, PartitionKeks, Values
 from encpipe.perprocess import PerProcess
 
 RENEWAL_PAUSE_SECONDS: Final = 5.0
@@ -146,6 +146,8 @@ class DatasetKeys:
         self.grace = grace
         self._clock = clock
         self.reread: Reread | None = None
+        self.partitions = PartitionKeks(dataset_id)
+        """The KEKs of partitions, opened under those that are held here."""
 
     @property
     def _held(self) -> Mapping[str, _Held]:
@@ -167,6 +169,16 @@ class DatasetKeys:
         with held.lock:
             held.kek, held.since = kek, self._clock()
 
+    def new_partition_kek(self, key_name: str, parent: str, values: Values) -> PartitionKek:
+        """A KEK for one partition, under the KEK `parent` of its key name, and known from then on.
+
+        Raises what `kek` raises.
+        """
+        kek = self.kek(parent)
+        made = PartitionKek.make(key_name, parent, kek, values, dataset_id=self._dataset_id)
+        self.partitions.learn([made])
+        return made
+
     def opened_by(self, kek_id: str) -> WrappedKey | None:
         """The wrapping that gave the KEK; None where it is not held or was made here."""
         return self._held[kek_id].opened_by
@@ -179,16 +191,19 @@ class DatasetKeys:
         """
         some = tuple(wrappings)
         if self.opened_by(kek_id) not in some:
-            self._open(_Held(self._held[kek_id].record), some)
+            with one_deadline():
+                self._open(_Held(self._held[kek_id].record), some)
 
     def kek(self, kek_id: str) -> Secret:
-        """The KEK of this id.
+        """The KEK of this id; that of a partition is opened under its parent, and asked for with it.
 
         Raises `UnwrapError` for an id the dataset does not have, `UntrustedKeyError` or another
         `ConfigError`, a `KmsError`, or the `IntegrityError` of `check`. Of several wrappings that fail it
         reports what may pass or be mended before a denial, and a denial before a key that is not trusted.
         """
-        held = self._held.get(kek_id)
+        held, partition = self._held.get(kek_id), self.partitions.get(kek_id)
+        if held is None and partition is not None:
+            return self.partitions.open(partition, self.kek(partition.parent))
         if held is None:
             raise UnwrapError(f"the dataset has no KEK {kek_id[:64]!r}: the file is of another dataset")
         arrived = held.flights
@@ -227,12 +242,13 @@ class DatasetKeys:
 
     def _unwrap(self, held: _Held) -> Secret:
         tried = self._wrappings.get(held.record.id)
-        try:
-            return self._open(held, tried or ())
-        except (KmsError, IntegrityError, ConfigError):
-            if not self._replaced(held.record.id, tried):
-                raise
-        return self._open(held, self._wrappings[held.record.id])
+        with one_deadline():
+            try:
+                return self._open(held, tried or ())
+            except (KmsError, IntegrityError, ConfigError):
+                if not self._replaced(held.record.id, tried):
+                    raise
+            return self._open(held, self._wrappings[held.record.id])
 
     def _replaced(self, kek_id: str, tried: Iterable[WrappedKey] | None) -> bool:
         """Whether the storage has other wrappings of the KEK than were tried; they count from then on."""
@@ -266,7 +282,7 @@ class DatasetKeys:
             else:
                 held.opened_by = wrapped
                 return kek
-        raise min(failures, key=_weight)
+        raise most_telling(failures, record.key_name)
 
     def _try(self, record: KekRecord, wrapped: WrappedKey) -> Secret:
         audit = self._master_keys.audit
@@ -295,21 +311,3 @@ class DatasetKeys:
         with process.count:
             process.unwraps += 1
         return kek
-
-
-_TELLING: Final = (
-    (UntrustedKeyError, 6),
-    (ShreddedError, 5),
-    (KeyNotFoundError, 5),
-    (KeyAccessDeniedError, 4),
-    (KmsUnavailableError, 0),
-    (IntegrityError, 1),
-    (KmsError, 2),
-    (ConfigError, 3),
-)
-
-
-def _weight(error: EncpipeError) -> int:
-    """Which of several failures to report: one that may pass or be mended first. `on_missing_key` reacts to a
-    denied or absent key only when no wrapping failed otherwise."""
-    return next(weight for kind, weight in _TELLING if isinstance(error, kind))

@@ -21,6 +21,8 @@ from servers.seaweed import Seaweed, SeaweedServer
 from servers.shared import Run
 from servers.softhsm import SoftHsm, need_softhsm
 
+from encpipe.kms.circuit import CIRCUITS
+
 RUN = pytest.StashKey[Run]()
 
 
@@ -44,6 +46,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     run = config.stash.get(RUN, None)
     if run is not None and run.owner_pid == os.getpid():
         run.end()
+
+
+@pytest.fixture(autouse=True)
+def no_outage_of_another_test() -> None:
+    """What a process knows of key services that were out."""
+    CIRCUITS.get().known.clear()
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,7 @@ BAD_CREDENTIALS: Final = frozenset(
 )
 INVALID_STATE: Final = "KMSInvalidStateException"
 """Disabled, pending deletion, pending import, or a custom key store that is not connected: the text tells."""
+OF_ONE_KEY: Final = (INVALID_STATE, "KeyUnavailableException")
 OUT_OF_USE: Final = re.compile(r"pending\s*(replica\s*)?deletion|\bdisabled\b", re.IGNORECASE)
 DOES_NOT_OPEN: Final = frozenset({"InvalidCiphertextException", "IncorrectKeyException"})
 THROTTLED: Final = frozenset(
@@ -65,7 +66,6 @@ THROTTLED: Final = frozenset(
 UNAVAILABLE: Final = frozenset(
     {
         "DependencyTimeoutException",
-        "KeyUnavailableException",
         "KMSInternalException",
         "InternalFailure",
         "InternalServiceError",
@@ -123,8 +123,10 @@ def _from_answer(error: sdk.ClientError, request: Request) -> EncpipeError:
         )
     if code == "DisabledException" or (code == INVALID_STATE and OUT_OF_USE.search(_said(error))):
         return _disabled(error, code, uri)
-    if code == INVALID_STATE:
-        return KmsUnavailableError(f"AWS KMS cannot use the key now: {what}", hint=WHICH_STATE)
+    if code in OF_ONE_KEY:
+        out = KmsUnavailableError(f"AWS KMS cannot use the key now: {what}", hint=WHICH_STATE)
+        out.of_service = False
+        return out
     if code == "NotFoundException":
         return KeyNotFoundError(
             f"AWS KMS at {request.endpoint} has no key {uri}",

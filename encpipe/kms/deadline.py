@@ -1,16 +1,22 @@
-"""One call to a key service: retried where that can help, and over when its deadline is."""
+"""One call to a key service: retried where that can help, and over when its deadline is.
+
+A service that is out is not called (`circuit`), and all tries of one key share one deadline.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from encpipe.errors import EncpipeError, KmsUnavailableError
+from encpipe.kms.circuit import asking
 
 MAX_ATTEMPTS: Final = 8
 FIRST_DELAY: Final = 0.1
@@ -20,6 +26,25 @@ END_SECONDS: Final = 1.0
 """How long a thread that has nothing left to do may take to end. It takes a millisecond."""
 
 Answer = TypeVar("Answer")
+
+_ENDS: Final[ContextVar[dict[str, float] | None]] = ContextVar("encpipe-kms-ends", default=None)
+"""Within `one_deadline`: service -> when calls to it have to be over, on the monotonic clock."""
+
+
+@contextlib.contextmanager
+def one_deadline() -> Iterator[None]:
+    """Within the block, all calls that this thread makes to one service end by the deadline of the first.
+
+    So a KEK with many wrappings that do not open costs no more time than one. Blocks may be nested.
+    """
+    if _ENDS.get() is not None:
+        yield
+        return
+    token = _ENDS.set({})
+    try:
+        yield
+    finally:
+        _ENDS.reset(token)
 
 
 @dataclass(eq=False)
@@ -62,13 +87,33 @@ def call_within(seconds: float, service: str, attempt: Callable[[], Answer]) -> 
     Every other error passes through at once. The next try waits for the error's `retry_after`, and there is
     none if that ends too late. After `seconds` in all it raises `KmsUnavailableError`, whatever the attempt
     is stuck in (name resolution, a server that sends one byte a second, a credential process); for that the
-    attempts run in a thread of their own, which is left behind. `service` is for the message.
+    attempts run in a thread of their own, which is left behind. `service` is for the message, and tells the
+    services of `one_deadline` and `circuit` apart: both may end a call before it is made.
     """
-    call = _Call(attempt, time.monotonic() + seconds)
+    ends = _ends(seconds, service)
+    with asking(service):
+        return _call(ends, seconds, service, attempt)
+
+
+def _ends(seconds: float, service: str) -> float:
+    """When the call has to be over. Raises `KmsUnavailableError` where that is past."""
+    now, shared = time.monotonic(), _ENDS.get()
+    ends = now + seconds if shared is None else shared.setdefault(service, now + seconds)
+    if ends <= now:
+        raise KmsUnavailableError(
+            f"{service}: the tries of one key took longer than {seconds:g} s, and the others were left out",
+            hint="wrapped keys are safe; remove wrappings that nobody needs (encpipe revoke), or raise the "
+            "deadline in the configuration",
+        )
+    return ends
+
+
+def _call(ends: float, seconds: float, service: str, attempt: Callable[[], Answer]) -> Answer:
+    call, left = _Call(attempt, ends), ends - time.monotonic()
     work = threading.Thread(target=call.run, name="encpipe-kms", daemon=True)
     work.start()
     try:
-        done = call.done.wait(seconds)
+        done = call.done.wait(left)
     finally:
         call.over.set()
     if done:

@@ -176,7 +176,9 @@ def _not_usable(refusal: _Refusal, request: Request, what: str) -> EncpipeError:
             "another master key",
         )
     if state.startswith("PENDING"):
-        return KmsUnavailableError(f"a version of {uri} is not ready yet ({state})", hint=UNTIL_LATER)
+        out = KmsUnavailableError(f"a version of {uri} is not ready yet ({state})", hint=UNTIL_LATER)
+        out.of_service = False
+        return out
     return KmsError(
         f"Google Cloud KMS cannot use the key: {what}",
         hint="has the key an enabled primary version, is the API enabled? gcloud kms keys describe",

@@ -253,6 +253,7 @@ def test_what_the_analyst_lacks_is_no_filter_no_sort_and_no_damage(place: Place)
     assert code == 0, printed
     assert tried == ["skip filter"] * 3 + ["skip no such column"] + ["null filter"] * 3 + ["key-denied"]
     assert place.real(f"aws-kms:{ARNS['pii']}") in message
+    assert "key name 'pii'" in message
 
     code, printed = place.run("analyst", ["encpipe", "encrypt", "people.csv", "mine"])
     assert (code, (place.folder / "mine" / "_encpipe" / "manifest.json").exists()) == (3, False), printed

@@ -28,7 +28,7 @@ LAYERS = """
     parquet  storage  sources  pins  access
     keyring  deks
     kms  transport  manifest  filelist  core  signing  signingkeys  partitionkeks
-    audit
+    audit  failedtries
     config  configparts  configtable
     policy  strictjson
     aead

@@ -135,3 +135,49 @@ def test_its_thread_is_gone_when_it_returns() -> None:
     for _ in range(200):
         assert call_within(5, "x", lambda: 1) == 1
         assert threads() <= before
+
+
+class Slow:
+    """Refuses, after `seconds` by the clock that `deadline` sees."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        self.seconds, self.calls, self.now = seconds, 0, 0.0
+        monkeypatch.setattr(deadline, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def __call__(self) -> str:
+        self.calls += 1
+        self.now += self.seconds
+        raise KeyAccessDeniedError("no")
+
+
+def test_all_tries_of_one_key_share_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow(monkeypatch, 6)
+    with deadline.one_deadline():
+        for _ in range(4):
+            with pytest.raises(KeyAccessDeniedError):
+                call_within(20, "one", slow)
+        for _ in range(60):
+            with deadline.one_deadline(), pytest.raises(KmsUnavailableError, match="left out") as late:
+                call_within(20, "one", slow)
+        assert slow.calls == 4
+        assert late.value.hint
+        with pytest.raises(KeyAccessDeniedError):  # a second region has a deadline of its own
+            call_within(20, "other", slow)
+    with pytest.raises(KeyAccessDeniedError):
+        call_within(20, "one", slow)
+
+
+def test_a_call_ends_by_the_deadline_that_others_began() -> None:
+    release, start = threading.Event(), time.monotonic()
+    with deadline.one_deadline():
+        assert call_within(0.2, "one", lambda: 1) == 1
+        with pytest.raises(KmsUnavailableError):
+            call_within(60, "one", lambda: release.wait(60))
+    release.set()
+    assert time.monotonic() - start < 30
