@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 
 from encpipe import filelist, journal, manifest
+from encpipe.core import PARTITION_KEKS
 from encpipe.errors import ConflictError, EncpipeError, StorageError
 from encpipe.filelist import FileEntry, FileList
 from encpipe.keys import Secret, WrappedKey, new_id, utc_now
 from encpipe.manifest import Core, KekRecord, Manifest, Sign
+from encpipe.partitionkeks import PartitionKek
 from encpipe.policy import Policy
 from encpipe.state import MANIFEST_PATH, State, read_manifest
 from encpipe.storage import Storage
@@ -60,9 +63,10 @@ def commit(
     files: Sequence[FileEntry],
     writer_id: str,
     *,
+    partition_keks: Sequence[PartitionKek] = (),
     sign: Sign | None = None,
 ) -> int:
-    """Make `files` the dataset's new generation, signed by `sign`, and return its number.
+    """Make `files`, under these `partition_keks`, the new generation, signed by `sign`; return its number.
 
     Where another run took the journal over and committed, that run's generation is returned: what it
     committed is this write. Raises `ConflictError` when the manifest is not the target's base any more, or
@@ -81,6 +85,7 @@ def commit(
         partitions=contents.partitions,
         files=tuple(files),
         raw={} if base is None else base.files.raw,
+        partition_keks=tuple(partition_keks),
     )
     sealed = filelist.seal(
         file_list,
@@ -98,7 +103,7 @@ def commit(
         list_id=list_id,
         list_sha256=hashlib.sha256(sealed).digest(),
         keks=target.records,
-        raw={} if base is None else base.manifest.core.raw,
+        raw=_raw(base, contents.policy),
     )
     storage.create(core.list_name, sealed)
     try:
@@ -111,6 +116,14 @@ def commit(
             raise
         return done.generation
     return generation
+
+
+def _raw(base: State | None, policy: Policy) -> dict[str, Any]:
+    """The fields of the base's core, and what a reader of the new one must know."""
+    raw = {} if base is None else base.manifest.core.raw
+    others = () if base is None else base.manifest.core.requires
+    features = [name for name in others if name != PARTITION_KEKS]
+    return {**raw, "requires": [*features, PARTITION_KEKS] if policy.partition_keys else features}
 
 
 def _settle(storage: Storage, core: Core, writer_id: str) -> Core | None:
@@ -210,6 +223,25 @@ def same_shape(one: FileList | Contents, other: FileList | Contents) -> bool:
         other.partitions,
         other.policy,
     )
+
+
+def partition_keks_of(
+    target: Target, files: Iterable[FileEntry], made: Iterable[PartitionKek]
+) -> tuple[PartitionKek, ...]:
+    """The partition KEKs that files are under: those of the base, and those that the write made.
+
+    Raises `ConflictError` where one is not there any more, or was replaced with its parent.
+    """
+    base = () if target.base is None else target.base.files.partition_keks
+    in_use = {record.id for record in target.records if record.state == "active"}
+    known = {kek.id: kek for kek in (*base, *made) if kek.parent in in_use}
+    used = dict.fromkeys(kek_id for entry in files for kek_id in entry.partition_keks)
+    if not used.keys() <= known.keys():
+        raise ConflictError(
+            "a partition that files of this write belong to was shredded or re-keyed in the meantime",
+            hint="run the command again with --restart",
+        )
+    return tuple(known[kek_id] for kek_id in used)
 
 
 def rebased(target: Target, current: State) -> Target:

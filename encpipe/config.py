@@ -286,10 +286,10 @@ def _audit(table: Table) -> AuditConfig:
 def _policy(table: Table) -> Policy:
     columns = table.table("columns")
     footer_key, partitions = table.text("footer_key"), table.texts("plaintext_partitions")
-    strict = table.flag("strict")
+    strict, partition_keys = table.flag("strict"), table.texts("partition_keys")
     named = {name: columns.texts(name) for name in columns.names()}
     table.finish()
     try:
-        return Policy(footer_key or "footer", named, partitions, strict)
+        return Policy(footer_key or "footer", named, partitions, strict, partition_keys)
     except PolicyError as error:
         raise PolicyError(f"{table.place}: {error.message}", hint=error.hint, code=error.code) from None

@@ -74,6 +74,11 @@ class Core:
         return f"_encpipe/files-{self.generation}-{self.list_id}.sealed"
 
     @property
+    def requires(self) -> tuple[str, ...]:
+        """The features that a reader must know."""
+        return tuple(self.raw.get("requires", ()))
+
+    @property
     def footer_kek(self) -> KekRecord:
         """The KEK that seals the file list and MACs the manifest."""
         return self.active(self.footer_key)
@@ -103,7 +108,7 @@ class Core:
         return {
             **self.raw,
             "format": FORMAT,
-            "requires": list(self.raw.get("requires", ())),
+            "requires": list(self.requires),
             "dataset_id": self.dataset_id,
             "generation": self.generation,
             "commit_id": self.commit_id,

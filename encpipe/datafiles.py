@@ -10,7 +10,8 @@ import pyarrow as pa
 from encpipe.errors import EncpipeError
 from encpipe.filelist import FileEntry
 from encpipe.handover import OpenDataset
-from encpipe.parquet import Layout, SealedFile
+from encpipe.layouts import Layouts
+from encpipe.parquet import SealedFile
 from encpipe.projection import Columns, OnMissingKey, columns_of
 from encpipe.rowgroups import MAX_OPEN_FILES, Plan
 from encpipe.selection import Selection, is_whole
@@ -25,11 +26,11 @@ class _Shape(NamedTuple):
     """What all files of the generation share."""
 
     columns: Columns
-    layout: Layout
+    layouts: Layouts
 
 
 def _shape_of(state: State) -> _Shape:
-    return _Shape(columns_of(state.files, state.view.core.key_names), state.layout)
+    return _Shape(columns_of(state.files, state.view.core.key_names), state.layouts)
 
 
 class DataFiles:
@@ -89,7 +90,7 @@ class DataFiles:
         whole = self.whole
         return SealedFile(
             entry,
-            self._shape.layout,
+            self._shape.layouts.of(entry),
             self._open.state.keys,
             stored if whole is None else lambda: whole.open(entry, stored),
             self.columns.parquet_schema,
@@ -101,7 +102,7 @@ class DataFiles:
     ) -> ds.Dataset:
         """A PyArrow dataset over the files. Raises as `Dataset.to_pyarrow` says; `unchecked` allows one in
         which PyArrow does not notice another file."""
-        if not (unchecked or (self._shape.layout.is_uniform and self.whole is None)):
+        if not (unchecked or (self._shape.layouts.shared.is_uniform and self.whole is None)):
             raise EncpipeError(
                 "PyArrow would not notice another file, even a plaintext file, in the place of a checked one",
                 hint="use scan() or the dataset itself as an Arrow stream; where nobody else can write the "

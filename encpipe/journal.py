@@ -31,6 +31,7 @@ from encpipe.errors import (
 from encpipe.filelist import FileEntry
 from encpipe.keys import KEY_NAME, Secret, WrappedKey
 from encpipe.manifest import KekRecord
+from encpipe.partitionkeks import PartitionKek, parse_partition_kek
 from encpipe.signing import SigningKey
 from encpipe.storage import Storage
 from encpipe.strictjson import Fields
@@ -189,6 +190,8 @@ class Records:
     ) -> None:
         self._storage, self._journal = storage, journal
         self._footer_kek, self._signing_key = footer_kek, key
+        self.partition_keks: dict[str, PartitionKek] = {}
+        """What the write has made, by id, as far as records of files under them were read or added here."""
 
     def _path(self, n: int) -> str:
         return f"{self._journal.folder}{n}.sealed"
@@ -201,12 +204,13 @@ class Records:
         ids = (bytes.fromhex(self._journal.dataset_id), bytes.fromhex(self._journal.writer_id))
         return aead.encode_aad(Label.JOURNAL_FILE, *ids, n.to_bytes(8, "big"))
 
-    def add(self, n: int, entry: FileEntry) -> None:
-        """Record that file `n` of the source is finished.
+    def add(self, n: int, entry: FileEntry, made: Iterable[PartitionKek] = ()) -> None:
+        """Record that file `n` of the source is finished, and its partition KEKs that the write made.
 
         Raises `EncpipeError` `unsupported` for an entry that could not be read again.
         """
-        plaintext = strictjson.dumps(entry.as_json())
+        keks = [kek.as_json() for kek in made]
+        plaintext = strictjson.dumps({**entry.as_json(), **({"made": keks} if keks else {})})
         try:
             self._parse(plaintext, tuple(entry.partition))
         except ManifestError as error:
@@ -238,6 +242,11 @@ class Records:
 
     def _parse(self, plaintext: bytes, partitions: tuple[str, ...]) -> FileEntry:
         raw = strictjson.loads(plaintext, what="a journal record", code="journal")
+        fields = Fields(raw, what="a journal record", code="journal")
+        keks = fields.array("made", limit=MAX_RECORD_BYTES) if fields.has("made") else []
+        for kek in [parse_partition_kek(item, code="journal") for item in keks]:
+            self.partition_keks[kek.id] = kek
+        raw.pop("made", None)
         return filelist.parse_entry(raw, partitions)
 
     def numbers(self) -> Iterator[int]:

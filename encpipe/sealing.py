@@ -18,6 +18,7 @@ from encpipe.filelist import FileEntry
 from encpipe.journal import Records
 from encpipe.keyring import DatasetKeys
 from encpipe.keys import new_id
+from encpipe.layouts import NewLayouts
 from encpipe.parquet import Layout, Sealed, SealedWriter
 from encpipe.sources import SourceFile
 from encpipe.storage import Storage
@@ -116,7 +117,7 @@ class SealJob:
     """How the files of one write are sealed: the same for all of them."""
 
     storage: Storage
-    layout: Layout
+    layouts: NewLayouts
     keys: DatasetKeys
     schema: pa.Schema
     plaintext_partitions: tuple[str, ...]
@@ -125,11 +126,12 @@ class SealJob:
     def seal(self, source: SourceFile, *, threads: bool, tally: Tally) -> FileEntry:
         """Encrypt one source file into a new object. Nothing of it remains after an error."""
         file_id = new_id()
+        layout, partition_keks = self.layouts.of(source.partition)
         shown = {k: v for k, v in source.partition.items() if k in self.plaintext_partitions}
         path = f"{hive_folder(shown) or 'data'}/{file_id}.parquet"
         with self.storage.create_file(path) as stream:
             sink = HashingSink(stream)
-            sealed = self._copy(source, sink, file_id, threads, tally)
+            sealed = self._copy(source, sink, file_id, layout, threads, tally)
         return FileEntry(
             id=file_id,
             path=path,
@@ -140,6 +142,7 @@ class SealJob:
             sha256=sink.sha256(),
             footer_commitment=sealed.footer_commitment,
             columns_commitment=sealed.columns_commitment,
+            partition_keks=partition_keks,
         )
 
     def _fitted(self, table: pa.Table) -> pa.Table:
@@ -150,7 +153,13 @@ class SealJob:
         return pa.Table.from_arrays(fitted.columns, schema=self.schema)
 
     def _copy(
-        self, source: SourceFile, sink: HashingSink, file_id: str, threads: bool, tally: Tally
+        self,
+        source: SourceFile,
+        sink: HashingSink,
+        file_id: str,
+        layout: Layout,
+        threads: bool,
+        tally: Tally,
     ) -> Sealed:
         counted = 0
         with source.open(threads=threads) as reader:
@@ -158,7 +167,7 @@ class SealJob:
                 pa.PythonFile(sink, mode="w"),
                 self.schema,
                 file_id=file_id,
-                layout=self.layout,
+                layout=layout,
                 keys=self.keys,
                 compression=reader.codec or self.compression,
             )
@@ -193,6 +202,7 @@ def seal_all(
     Each finished file is recorded before the next is begun. On the first error no further file is begun;
     those under way are finished and recorded.
     """
+    job.layouts.resume(records.partition_keks.values())
     todo = [n for n in range(len(sources)) if n not in done]
     stop = threading.Event()
 
@@ -201,7 +211,7 @@ def seal_all(
             return None
         try:
             entry = job.seal(sources[n], threads=workers == 1 or len(todo) == 1, tally=tally)
-            _record(job.storage, records, n, entry)
+            _record(job, records, n, entry)
         except BaseException:
             stop.set()
             raise
@@ -220,12 +230,12 @@ def seal_all(
     return [entries[n] for n in range(len(sources))]
 
 
-def _record(storage: Storage, records: Records, n: int, entry: FileEntry) -> None:
+def _record(job: SealJob, records: Records, n: int, entry: FileEntry) -> None:
     """Record a finished file, or remove it: nothing else would name it."""
     try:
-        records.add(n, entry)
+        records.add(n, entry, job.layouts.made(entry.partition_keks))
     except EncpipeError as error:
         if error.code != "storage-unavailable":  # then the record may be there
             with contextlib.suppress(EncpipeError):
-                storage.delete(entry.path)
+                job.storage.delete(entry.path)
         raise

@@ -24,6 +24,7 @@ from encpipe.filelist import FileList
 from encpipe.keyring import DatasetKeys
 from encpipe.keys import Secret, WrappedKey
 from encpipe.kms.registry import MasterKeys
+from encpipe.layouts import Layouts, check_partition_keks
 from encpipe.manifest import Manifest, TaggedCore
 from encpipe.parquet import Layout
 from encpipe.pins import Pins
@@ -46,15 +47,19 @@ class State:
     keys: DatasetKeys
     manifest_bytes: bytes = field(repr=False)
 
+    def __post_init__(self) -> None:
+        self.keys.partitions.learn(self.files.partition_keks)
+
     @property
-    def layout(self) -> Layout:
-        """What all files of the generation share."""
+    def layouts(self) -> Layouts:
+        """Under which KEKs each file is."""
         core = self.view.core
-        return Layout(
+        shared = Layout(
             columns=self.files.columns,
             keks={name: core.active(name).id for name in core.key_names},
             footer_key=core.footer_key,
         )
+        return Layouts(shared, self.files.partition_keks)
 
 
 def read_manifest(storage: Storage) -> tuple[bytes, Manifest]:
@@ -296,10 +301,12 @@ def read_list(storage: Storage, view: TaggedCore, footer_kek: Secret) -> FileLis
             hint="it was cut, edited or replaced: restore it from a copy you trust",
             code="file-list",
         )
-    return filelist.open_sealed(
+    files = filelist.open_sealed(
         sealed,
         footer_kek=footer_kek,
         dataset_id=core.dataset_id,
         generation=core.generation,
         list_id=core.list_id,
     )
+    check_partition_keks(files, core)
+    return files

@@ -12,6 +12,7 @@ from encpipe.journal import Journal
 from encpipe.keyring import DatasetKeys
 from encpipe.keys import new_id
 from encpipe.kms.registry import MasterKeys
+from encpipe.layouts import NewLayouts
 from encpipe.parquet import Layout
 from encpipe.sealing import SealJob
 from encpipe.signing import SigningKey
@@ -49,10 +50,17 @@ def seal_job(
 ) -> SealJob:
     """How the files of a write to `target` are sealed, with the KEKs that it holds. Calls no key service."""
     names = set(contents.columns.values()) | {target.footer_key}
+    keys = _keys_of(target, master_keys)
+    layouts = NewLayouts(
+        Layout(contents.columns, {n: target.active(n).id for n in names}, target.footer_key),
+        keys,
+        columns=contents.policy.partition_keys,
+        known=() if target.base is None else target.base.files.partition_keks,
+    )
     return SealJob(
         storage=storage,
-        layout=Layout(contents.columns, {n: target.active(n).id for n in names}, target.footer_key),
-        keys=_keys_of(target, master_keys),
+        layouts=layouts,
+        keys=keys,
         schema=contents.write_schema,
         plaintext_partitions=contents.policy.plaintext_partitions,
         compression=compression,

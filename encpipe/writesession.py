@@ -12,7 +12,7 @@ from encpipe import journal as journals
 from encpipe import strictjson
 from encpipe.access import Access
 from encpipe.audit import Event, Facts
-from encpipe.commit import MAX_REBASES, Contents, Target, commit, rebased, same_shape
+from encpipe.commit import MAX_REBASES, Contents, Target, commit, partition_keks_of, rebased, same_shape
 from encpipe.errors import ConfigError, ConflictError, EncpipeError, StorageError
 from encpipe.filelist import FileEntry
 from encpipe.journal import Journal, Records
@@ -203,11 +203,12 @@ class WriteSession:
     ) -> tuple[int, Target, list[FileEntry]]:
         """The generation, and what was committed as it."""
         for _ in range(MAX_REBASES):
-            facts = self._facts(target, entries)
+            files, facts = self._all(target, entries), self._facts(target, entries)
+            keks = partition_keks_of(target, files, records.partition_keks.values())
             self._audit.record(self.event, **facts)
             try:
-                job = self._storage, target, self._contents, self._all(target, entries), journal.writer_id
-                return commit(*job, sign=self._signing.sign), target, entries
+                job = self._storage, target, self._contents, files, journal.writer_id
+                return commit(*job, partition_keks=keks, sign=self._signing.sign), target, entries
             except ConflictError as error:
                 current = self._next_base(journal, target)
                 if current is None:

@@ -73,6 +73,15 @@ FooterKey = Annotated[
         show_default=False,
     ),
 ]
+PartitionKeys = Annotated[
+    str | None,
+    typer.Option(
+        "--partition-keys",
+        metavar="COL,COL",
+        help="Partition columns by whose values files get keys of their own, to be shredded alone.",
+        show_default=False,
+    ),
+]
 StorageOptions = Annotated[
     list[str] | None,
     typer.Option(
@@ -132,7 +141,11 @@ def must_be_configured(config: Config) -> None:
 
 
 def policy_of(
-    config: Config, file: Path | None, columns: Sequence[str] | None, footer_key: str | None
+    config: Config,
+    file: Path | None,
+    columns: Sequence[str] | None,
+    footer_key: str | None,
+    partition_keys: str | None = None,
 ) -> Policy:
     """The policy for a write: the file's, else the config's, with what the flags change in it."""
     from encpipe.config import load_policy
@@ -140,6 +153,8 @@ def policy_of(
     policy = config.policy if file is None else load_policy(file)
     if columns:
         policy = replace(policy, columns={**policy.columns, **parse_columns(columns)})
+    if partition_keys is not None:
+        policy = replace(policy, partition_keys=tuple(parse_names(partition_keys) or ()))
     return policy if footer_key is None else replace(policy, footer_key=footer_key)
 
 

@@ -15,6 +15,7 @@ ENCRYPT_EXAMPLES = """
 encpipe encrypt flights.parquet encrypted/flights
 encpipe encrypt 'raw/*.csv' s3://bucket/flights --columns pii=tailnum,flight
 encpipe encrypt raw/ s3://bucket/flights --policy policy.toml --key pii=aws-kms:alias/pii
+encpipe encrypt tree/ encrypted/tree --partition-keys year
 encpipe encrypt export.txt encrypted/export --format csv
 encpipe encrypt raw/ encrypted/raw --overwrite --yes
 """
@@ -70,6 +71,7 @@ def encrypt(
     key: opt.Keys = None,
     columns: opt.Columns = None,
     footer_key: opt.FooterKey = None,
+    partition_keys: opt.PartitionKeys = None,
     workers: opt.Workers = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the dataset that is there. Asks first.")
@@ -99,7 +101,7 @@ def encrypt(
             source,
             target,
             source_format=format,
-            policy=opt.policy_of(settings.config, policy, columns, footer_key),
+            policy=opt.policy_of(settings.config, policy, columns, footer_key, partition_keys),
             config=settings.config,
             master_keys=settings.master_keys,
             storage_options=_storage(settings.storage_options, single_writer),

@@ -33,6 +33,7 @@ FROZEN: dict[str, set[str]] = {
             "--key",
             "--columns",
             "--footer-key",
+            "--partition-keys",
             "--workers",
             "--overwrite",
             "--yes",

@@ -25,6 +25,7 @@ pii = "local:pii"
 footer_key = "footer"
 columns = { pii = ["name", "address.*"] }
 plaintext_partitions = ["year"]
+partition_keys = ["year", "month"]
 strict = true
 [trust]
 master_keys = ["local:old"]
@@ -49,7 +50,9 @@ def test_every_table_is_read() -> None:
     assert config.keyring.path == Path("/etc/encpipe/keys/ring.json")
     assert config.keyring.unlock == "key-file:/home/me/ring.key"
     assert config.keys == {"footer": ("aws-kms:alias/f", "local:default"), "pii": ("local:pii",)}
-    assert config.policy == Policy("footer", {"pii": ("name", "address.*")}, ("year",), True)
+    assert config.policy == Policy(
+        "footer", {"pii": ("name", "address.*")}, ("year",), True, ("year", "month")
+    )
     assert (config.trust.master_keys, config.trust.signers) == (("local:old",), ("ed25519:" + "A" * 43,))
     assert config.signing.key_file == Path("/etc/encpipe/keys/ann.pem")
     assert config.tls.ca_file == Path("/etc/encpipe/ca.pem")

@@ -25,7 +25,7 @@ LAYERS = """
     sealing  commit  writereport
     handover
     state  journal
-    parquet  storage  sources  pins  access
+    parquet  layouts  storage  sources  pins  access
     keyring  deks
     kms  transport  manifest  filelist  core  signing  signingkeys  partitionkeks
     audit  failedtries
