@@ -76,7 +76,10 @@ class WrappingChange:
 
 @dataclass(frozen=True)
 class Leftover:
-    """A copy of a wrapping that is not, or no more, in the manifest. `place` is a path below the dataset."""
+    """A copy of a wrapping that is not, or no more, in the manifest. `place` is a path below the dataset.
+
+    Key name, master key and version are empty for what may hold such wrappings and cannot be read.
+    """
 
     place: str
     key_name: str
@@ -197,19 +200,23 @@ def _edited(
     return after
 
 
-def _told(storage: Storage, found: Manifest, after: Wrappings) -> Facts:
-    """What the audit log is told: the wrappings that come, or where none does those that go."""
-    changed = [kek_id for kek_id, some in after.items() if some != found.wrappings[kek_id]]
-    records = kek_records(found)
-    come = [w for kek_id in changed for w in after[kek_id] if w not in found.wrappings[kek_id]]
-    go = [w for kek_id in changed for w in found.wrappings[kek_id] if w not in after[kek_id]]
+def wrappings_told(records: Mapping[str, KekRecord], before: Wrappings, after: Wrappings) -> Facts:
+    """What the audit log is told of a change: the wrappings that come, or where none does those that go."""
+    changed = [kek_id for kek_id, some in after.items() if some != before[kek_id]]
+    come = [w for kek_id in changed for w in after[kek_id] if w not in before[kek_id]]
+    go = [w for kek_id in changed for w in before[kek_id] if w not in after[kek_id]]
     return {
+        "key_names": sorted({records[kek_id].key_name for kek_id in changed}),
+        "master_keys": come or go,
+    }
+
+
+def _told(storage: Storage, found: Manifest, after: Wrappings) -> Facts:
+    return wrappings_told(kek_records(found), found.wrappings, after) | {
         "dataset": storage.url,
         "dataset_id": found.core.dataset_id,
         "generation": found.core.generation,
         "revision": found.revision + 1,
-        "key_names": sorted({records[kek_id].key_name for kek_id in changed}),
-        "master_keys": come or go,
     }
 
 

@@ -14,12 +14,22 @@ from typing import Final
 
 from encpipe import journal as journals
 from encpipe import manifest
+from encpipe.audit import Facts
 from encpipe.errors import ConfigError, ConflictError, IntegrityError, KmsError, StorageError
 from encpipe.journal import Journal
 from encpipe.keyring import DatasetKeys
 from encpipe.keys import WrappedKey
 from encpipe.kms.registry import MasterKeys
-from encpipe.lifecycle.keysline import Changed, Edit, Leftover, OneKek, Wrappings, kek_records, only
+from encpipe.lifecycle.keysline import (
+    Changed,
+    Edit,
+    Leftover,
+    OneKek,
+    Wrappings,
+    kek_records,
+    only,
+    wrappings_told,
+)
 from encpipe.state import MANIFEST_PATH
 from encpipe.stopped import journal_keys
 from encpipe.storage import Storage
@@ -49,9 +59,10 @@ class Journals:
         self.calls = 0
 
     def change(self) -> None:
-        """Change them. One that cannot be opened, or that a live writer owns, stays as it is.
+        """Change them, each after its line in the audit log. One that cannot be opened, or that a live writer
+        owns, stays as it is.
 
-        Raises `StorageError` in an outage.
+        Raises `StorageError` in an outage, and `audit` where a line was not taken.
         """
         for writer_id in journals.writers(self._storage):
             try:
@@ -79,7 +90,17 @@ class Journals:
             self.calls += keys.unwraps + keys.refusals
         if after != journal.wrappings:
             new = replace(journal, wrappings=after).as_bytes(keys.kek(footer))
-            self._storage.commit(path, new, check=only(data), is_ours=lambda current: current == new)
+            with self._master_keys.audit.attempt(self._edit.event, **self._told(journal, after)):
+                self._storage.commit(path, new, check=only(data), is_ours=lambda current: current == new)
+
+    def _told(self, journal: Journal, after: Wrappings) -> Facts:
+        records = {record.id: record for record in journal.keks}
+        facts = wrappings_told(records, journal.wrappings, after)
+        return facts | {
+            "how": "stopped write",
+            "dataset": self._storage.url,
+            "dataset_id": journal.dataset_id,
+        }
 
     def _wrappings(self, journal: Journal, keys: DatasetKeys) -> Wrappings:
         after = dict(journal.wrappings)
@@ -97,7 +118,8 @@ def leftovers(
     storage: Storage, changed: Changed, wanted: Wanted, made: Collection[tuple[str, str, str]]
 ) -> tuple[Leftover, ...]:
     """The wrappings of the wanted key names that are found elsewhere, by other master keys or versions than
-    the manifest has after the change, and than were `made` in journals."""
+    the manifest has after the change, and than were `made` in journals; and what may hold such and cannot be
+    read."""
     records = kek_records(changed.found)
     now = {
         (records[kek_id].key_name, wrapped.master_key, wrapped.version)
@@ -113,7 +135,13 @@ def leftovers(
             if error.code != "not-found":  # gone meanwhile is as good
                 found[Leftover(place, "", "", "", f"{what}, not looked at: {error.message}")] = None
             continue
-        for name, wrapped in _wrappings_in(data):
+        try:
+            wrappings = tuple(_wrappings_in(data))
+        except IntegrityError:
+            if _may_be_torn(place, data):
+                found[Leftover(place, "", "", "", f"{what}, not readable")] = None
+            continue
+        for name, wrapped in wrappings:
             one = name, wrapped.master_key, wrapped.version
             if _is_wanted(name, wanted) and one not in now and one not in made:
                 found[Leftover(place, *one, what)] = None
@@ -140,20 +168,24 @@ def _copies(storage: Storage) -> Iterator[tuple[str, Callable[[], bytes], str]]:
         yield OUR_FOLDER, partial(_refused, error), "older versions"
 
 
+def _may_be_torn(place: str, data: bytes) -> bool:
+    """Whether what is neither manifest nor journal may have been one: those are text. Temp files of sealed
+    lists and records are called the same, and are none."""
+    return bool(data.strip(b"\0")) and ("/.tmp-" not in place or data.isascii())
+
+
 def _refused(error: StorageError) -> bytes:
     raise error
 
 
 def _wrappings_in(data: bytes) -> Iterator[tuple[str, WrappedKey]]:
-    """(key name, wrapping) for each that a manifest or a journal holds; none for anything else."""
+    """(key name, wrapping) for each that a manifest or a journal holds. Raises `IntegrityError` for anything
+    else."""
     try:
         found = manifest.parse(data)
         records, wrappings = kek_records(found), found.wrappings
     except IntegrityError:
-        try:
-            journal = journals.parse(data).journal
-        except IntegrityError:
-            return
+        journal = journals.parse(data).journal
         records, wrappings = {record.id: record for record in journal.keks}, journal.wrappings
     for kek_id, some in wrappings.items():
         for wrapped in some:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,11 +10,10 @@ from typing import Any
 
 import pytest
 import steps
-from scene import KEYS, PII, Scene, ended, forked, ids, on_s3, people, save
+from scene import KEYS, Scene, ended, forked, ids, on_s3, people
 
 import encpipe
 from encpipe import Config, ConflictError, KeyNotFoundError, UntrustedKeyError
-from encpipe import journal as journals
 from encpipe.config import TrustConfig
 from encpipe.lifecycle import KeysReport
 from encpipe.state import read_manifest
@@ -210,106 +208,3 @@ def test_a_new_wrapping_that_is_not_trusted_is_refused(scene: Scene) -> None:
         scene.kms.forget("pii")
         with pytest.raises(UntrustedKeyError):
             dataset.to_table(["name"])
-
-
-# Stopped writes
-
-
-def stopped_write(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], object]:
-    """An overwrite under a KEK of its own, killed before its commit. Returns how to run it again."""
-    source = save(tmp_path / "new", people(50))
-    writer = replace(scene, config=Config(keys={**KEYS, "money": ("memory:main",)}, trust=BOTH.trust))
-    policy = replace(PII, columns={**PII.columns, "money": ("id",)})
-
-    def run() -> object:
-        return writer.write(source, overwrite=True, workers=1, policy=policy)
-
-    log = steps.Log()
-
-    def before(n: int, step: str) -> None:
-        if step.startswith("commit"):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    log.before = before
-    with monkeypatch.context() as patched:
-        steps.install(patched, log)
-        assert ended(forked(run)) == -signal.SIGKILL
-    return run
-
-
-def test_the_journal_of_a_stopped_write_is_changed_too_and_it_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scene = Scene(str(tmp_path / "dataset"))
-    scene.kms.create("new")
-    scene.write(people(0))
-    run = stopped_write(scene, tmp_path, monkeypatch)
-    scene.config = replace(BOTH, keys={**BOTH.keys, "money": ("memory:main",)})
-    report = encpipe.rewrap(scene.url, to={"footer": ["memory:new"]}, **scene.access)
-    assert report.leftovers == ()
-    storage = scene.storage()
-    (writer,) = journals.writers(storage)
-    journal = journals.load(storage, writer).journal
-    names = {kek.id: kek.key_name for kek in journal.keks}
-    wrapped = {names[kek_id]: [w.master_key for w in some] for kek_id, some in journal.wrappings.items()}
-    assert wrapped == {"footer": ["memory:new"], "pii": ["memory:pii"], "money": ["memory:main"]}
-    scene.kms.rotate("main")
-    scene.config = replace(scene.config, keys={**KEYS, "money": ("memory:main",)})
-    assert encpipe.rewrap(scene.url, **scene.access).leftovers == ()
-    journal = journals.load(storage, writer).journal
-    versions = {names[kek_id]: [w.version for w in some] for kek_id, some in journal.wrappings.items()}
-    assert versions == {"footer": ["2"], "pii": ["1"], "money": ["2"]}
-    run()
-    assert opening(scene) == ["memory:main"]
-    assert ids(scene.table()) == list(range(50, 56))
-    assert scene.inspect(use_keys=False).pending_writes == 0
-
-
-def test_what_is_left_in_a_live_writers_journal_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scene = Scene(str(tmp_path / "dataset"))
-    scene.kms.create("new")
-    scene.write(people(0))
-    stopped_write(scene, tmp_path, monkeypatch)
-    scene.config = BOTH
-    storage = scene.storage()
-    (writer,) = journals.writers(storage)
-    with storage.hold(journals.lock_path(writer)):
-        (left,) = rewrap(scene).leftovers
-    assert (left.place, left.key_name, left.master_key) == (
-        journals.journal_path(writer),
-        "footer",
-        "memory:main",
-    )
-    assert rewrap(scene).leftovers == ()
-
-
-def test_a_temp_file_with_the_old_wrapping_is_told(tmp_path: Path) -> None:
-    scene = Scene(str(tmp_path / "dataset"))
-    scene.kms.create("new")
-    scene.write(people(0))
-    scene.config = BOTH
-    (scene.folder / "_encpipe" / ".tmp-0123").write_bytes(whole(scene))
-    (left,) = rewrap(scene).leftovers
-    assert (left.place, left.why) == ("_encpipe/.tmp-0123", "a temp file")
-
-
-@pytest.mark.server
-def test_older_versions_in_a_bucket_are_told(request: pytest.FixtureRequest) -> None:
-    seaweed, bucket = request.getfixturevalue("seaweed"), request.getfixturevalue("bucket")
-    client = seaweed.client()
-    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    client.close()
-    scene = on_s3(seaweed, f"s3://{bucket}/folder")
-    scene.kms.create("new")
-    scene.write(people(0))
-    scene.config = replace(scene.config, keys=BOTH.keys, trust=BOTH.trust)
-    left = rewrap(scene).leftovers
-    assert {(entry.key_name, entry.master_key, entry.why) for entry in left} == {
-        ("footer", "memory:main", "an older version")
-    }
-    assert {entry.place.partition("?")[0].rpartition("/")[2] for entry in left} == {
-        "manifest.json",
-        "journal.json",
-    }
