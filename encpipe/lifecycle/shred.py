@@ -87,7 +87,7 @@ class _Shred:
         self._access, self._storage = access, access.storage
         self._audit = access.master_keys.audit
         self._names, self._retirement = names, retirement
-        self._signing = writer_signing(access.master_keys.config)
+        self._signing = writer_signing(access.master_keys)
         _, self._found = read_manifest(self._storage)
         self._copies = Copies(self._storage, self._found.core.dataset_id, names)
         self._keks = doomed_keks(self._found, names)

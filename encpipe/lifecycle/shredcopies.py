@@ -62,7 +62,7 @@ class Copies:
 
     def find(self) -> list[Copy]:
         """What would go. Nothing is changed. Raises `StorageError` in an outage."""
-        return [copy for copy in self._all() if copy.ours and self._goes(copy)]
+        return [copy for copy in self._all() if self._goes(copy) and copy.ours]
 
     def remove(self) -> None:
         """Remove what holds doomed wrappings; with the whole dataset also what cannot be read.

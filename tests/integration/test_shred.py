@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scene import KEYS, PII, Scene, ids, on_s3, people
@@ -50,10 +51,9 @@ def manifest_of(scene: Scene) -> Manifest:
         storage.close()
 
 
-def shred(scene: Scene, *names: str, **more: object) -> ShredReport:
-    core = manifest_of(scene).core
-    arguments = {"confirm": core.dataset_id, "key_names": names or None, **scene.access, **more}
-    return encpipe.shred(scene.url, **arguments)  # type: ignore[arg-type]  # by name, as callers do
+def shred(scene: Scene, *names: str, **more: Any) -> ShredReport:
+    arguments = {"confirm": manifest_of(scene).core.dataset_id, "key_names": names or None}
+    return encpipe.shred(scene.url, **{**arguments, **scene.access, **more})
 
 
 def states(scene: Scene) -> dict[str, str]:

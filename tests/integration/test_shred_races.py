@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_killed_at_any_step_the_next_run_does_the_rest(
         with monkeypatch.context() as patched:
             log = steps.install(patched)
             log.before = steps.die_before(n)
-            died = ended(forked(lambda scene=local: shred(scene, *names))) == -signal.SIGKILL  # type: ignore[misc]  # a default is no argument
+            died = ended(forked(partial(shred, local, *names))) == -signal.SIGKILL
         state = states(local)["pii"]
         seen.add(state)
         if state == "active":
