@@ -149,6 +149,27 @@ class DatasetSim:
         self.file_list["files"].append({**file.entry, "path": path, "partition": partition})
         self.objects[path] = file.data
 
+    def add_partition_kek(self, key_name: str, kek: Kek, **partition: str | None) -> None:
+        """List a KEK of one partition, wrapped under the key name's KEK; the columns are `partition_keys`."""
+        fields = [bytes.fromhex(self.core["dataset_id"]), key_name.encode(), bytes.fromhex(kek.id)]
+        for column, value in sorted(partition.items()):
+            fields += [column.encode(), b"\0" if value is None else b"\1" + value.encode()]
+        parent = self.keks[key_name]
+        key = aead.derive(parent.secret, Label.PARTITION_KEK_WRAP, bytes.fromhex(kek.id))
+        aad = aead.encode_aad(Label.PARTITION_KEK_WRAP, *fields)
+        self.core["requires"] = ["partition-keks"]
+        self.file_list["policy"]["partition_keys"] = list(partition)
+        self.file_list["partition_keks"].append(
+            {
+                "id": kek.id,
+                "key_name": key_name,
+                "parent": parent.id,
+                "partition": partition,
+                "commitment": _derived(kek.secret, Label.KEK_COMMITMENT, kek.id).hex(),
+                "wrapped": aead.to_text(aead.seal(key, kek.secret.reveal(), aad=aad)),
+            }
+        )
+
     def next_generation(self, *, commit_id: str, list_id: str) -> None:
         """Retain what was published, and begin the next generation."""
         core_line, _, tags_line = self.lines

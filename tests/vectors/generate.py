@@ -19,12 +19,13 @@ import cases_keys
 import cases_list
 import cases_manifest
 import cases_ok
+import cases_partitions
 import cases_signed
 from materials import fixed_random, load_materials, save_files, save_keyrings
 from registry import CASES
 
 HERE = Path(__file__).parent
-SOURCES = (cases_ok, cases_manifest, cases_keys, cases_list, cases_files, cases_signed)
+SOURCES = (cases_ok, cases_manifest, cases_keys, cases_list, cases_files, cases_signed, cases_partitions)
 """Importing them declares the cases."""
 
 

@@ -47,6 +47,14 @@ OTHER_KEKS = {
     "footer": Kek("0f" * 16, secret("other footer KEK")),
     "pii": Kek("17" * 16, secret("other pii KEK")),
 }
+PARTITION_KEKS = {
+    day: {
+        name: Kek(kek_id * 16, secret(f"{day} {name} KEK"))
+        for name, kek_id in (("footer", f"f{n}"), ("pii", f"7{n}"))
+    }
+    for n, day in enumerate(("mon", "tue"), 2)
+}
+"""Value of the partition column `day` -> the KEKs of its files."""
 FOOTER_ID, PII_ID = (f"{name}.{kek.id}" for name, kek in KEKS.items())
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string())])
 REQUIRED = pa.schema([field.with_nullable(False) for field in SCHEMA])
@@ -103,6 +111,12 @@ def make_files() -> dict[str, SimFile]:
             tables(rows, schema), file_id=ALPHA, sealed=columns, footer=FOOTER_ID, wrap=wrap, **options
         )
 
+    def of_day(day: str, rows: Rows, file_id: str) -> SimFile:
+        keks = {f"{name}.{kek.id}": kek.secret for name, kek in PARTITION_KEKS[day].items()}
+        return sealed(
+            rows, file_id, columns=dict(zip(COLUMNS, keks, strict=True)), keks=keks, footer=next(iter(keks))
+        )
+
     other_columns = dict(zip(COLUMNS, other, strict=True))
     lies: Rows = [{**row, "name": "Max"} for row in ALPHA_ROWS]
     return {
@@ -113,6 +127,8 @@ def make_files() -> dict[str, SimFile]:
         "nested": sealed(NESTED_ROWS, columns=NESTED_COLUMNS, schema=NESTED),
         "no-rows": sealed([]),
         "of-other-dataset": sealed(ALPHA_ROWS, columns=other_columns, keks=other, footer=next(iter(other))),
+        "of-monday": of_day("mon", ALPHA_ROWS, ALPHA),
+        "of-tuesday": of_day("tue", BETA_ROWS, BETA),
         "guessed-keks": sealed(ALPHA_ROWS, keks=guessed),
         "row-group-removed": forged(COLUMNS, rows=ALPHA_ROWS[:2], row_groups=[2, 2]),
         "other-nullability": forged(COLUMNS, schema=REQUIRED),
