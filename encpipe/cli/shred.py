@@ -126,7 +126,7 @@ def shred(
 
 def _typed(url: str, *, json: bool) -> str:
     """The dataset id as somebody types it, who is told what it is for."""
-    if json or not sys.stdin.isatty():
+    if json or not person_is_there():
         raise ConfigError(
             "this needs the dataset id as a confirmation, and there is nobody to ask",
             hint="add --confirm ID (encpipe inspect shows it)",
@@ -134,6 +134,11 @@ def _typed(url: str, *, json: bool) -> str:
         )
     typed: str = typer.prompt(f"{url} cannot be read any more after this. Type its dataset id", err=True)
     return typed.strip()
+
+
+def person_is_there() -> bool:
+    """Whether somebody can type an answer."""
+    return sys.stdin.isatty()
 
 
 def _move(value: str) -> tuple[str, str]:

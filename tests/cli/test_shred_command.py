@@ -1,0 +1,121 @@
+"""`encpipe shred` on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+
+MANIFEST = Path("enc/_encpipe/manifest.json")
+
+
+@pytest.fixture
+def data(ready: Cli) -> Cli:
+    """An initialised folder with the dataset `enc`."""
+    Path("plain.csv").write_text("id,name\n1,Ada\n2,Bob\n")
+    ready("encrypt", "plain.csv", "enc", "--columns", "pii=name")
+    return ready
+
+
+@pytest.fixture
+def name(data: Cli) -> str:
+    """The dataset's id."""
+    return str(json.loads(MANIFEST.read_bytes().splitlines()[0])["dataset_id"])
+
+
+def test_a_dry_run_shows_and_changes_nothing(data: Cli) -> None:
+    before = MANIFEST.read_bytes()
+    shown = data("shred", "enc", "--dry-run").out
+    assert "nothing was changed: --dry-run" in shown
+    assert "2, wrapped by local:default, local:pii" in shown
+    assert data("shred", "enc", "--dry-run", "--json").json["verdict"] == ""
+    assert MANIFEST.read_bytes() == before
+
+
+def test_a_key_name_and_then_the_dataset(data: Cli, name: str) -> None:
+    shown = data("shred", "enc", "--key-name", "pii", "--confirm", name).out
+    assert "removed: no copy was found" in shown
+    assert "Ada" not in data("head", "enc", "--on-missing-key", "null").out
+    found = data("shred", "enc", "--confirm", name, "--json").json
+    assert (found["verdict"], found["scope"], found["dataset_id"]) == ("removed", "dataset", name)
+    assert data("head", "enc", "--json", code=3).json["error"]["code"] == "shredded"
+
+
+def test_with_its_master_keys(data: Cli, name: str) -> None:
+    found = data(
+        *("shred", "enc", "--confirm", name, "--report", "shredded.json", "--json"),
+        *("--retire-master", "local:default", "--retire-master", "local:pii"),
+    ).json
+    assert found["verdict"] == "destroyed"
+    assert json.loads(Path("shredded.json").read_text()) == found
+    assert data("keys", "list", "--json").json["keys"] == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("--confirm", "0" * 32),
+        ("--key-name", "footer"),
+        ("--retire-master", "pii"),
+        ("--retire-master", "local:pii=new"),
+        ("--also", "enc"),
+    ],
+)
+def test_what_is_not_confirmed_or_makes_no_sense_is_an_error_of_use(
+    data: Cli, name: str, more: tuple[str, ...]
+) -> None:
+    before = MANIFEST.read_bytes()
+    confirmed = ("--confirm", name) if more and more[0] != "--confirm" else ()
+    assert data("shred", "enc", *confirmed, *more, "--json", code=2).json["error"]["code"] == "usage"
+    assert MANIFEST.read_bytes() == before
+
+
+def test_the_id_is_typed_on_a_terminal(data: Cli, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def prompt(question: str, **_: object) -> str:
+        asked.append(question)
+        return f" {name}\n"
+
+    monkeypatch.setattr("encpipe.cli.shred.typer.prompt", prompt)
+    monkeypatch.setattr("encpipe.cli.shred.person_is_there", lambda: True)
+    assert "removed" in data("shred", "enc").out
+    assert asked == ["enc cannot be read any more after this. Type its dataset id"]
+
+
+def test_what_is_left_is_shown_and_is_an_error(data: Cli, name: str) -> None:
+    Path("enc/_encpipe/copy").write_bytes(MANIFEST.read_bytes())
+    shown = data("shred", "enc", "--confirm", name, code=5).out
+    assert "incomplete: see what is left" in shown
+    assert "_encpipe/copy" in shown
+
+
+def test_a_report_that_is_there_is_not_overwritten(data: Cli, name: str) -> None:
+    Path("report.json").write_text("mine")
+    before = MANIFEST.read_bytes()
+    error = data("shred", "enc", "--confirm", name, "--report", "report.json", "--json", code=2).json["error"]
+    assert error["code"] == "exists"
+    assert (MANIFEST.read_bytes(), Path("report.json").read_text()) == (before, "mine")
+
+
+def test_a_report_is_signed_and_checked(data: Cli, home: Path) -> None:
+    signer = data("keys", "create-signer", home / "ann.pem", "--json").json["signer"]
+    config = Path("encpipe.toml")
+    config.write_text(f'{config.read_text()}\n[signing]\nkey_file = "{home / "ann.pem"}"\n')
+    data("encrypt", "plain.csv", "signed", "--columns", "pii=name")
+    found = json.loads(Path("signed/_encpipe/manifest.json").read_bytes().splitlines()[0])
+    data("shred", "signed", "--confirm", found["dataset_id"], "--report", "shredded.json")
+    shown = data("shred", "--verify-report", "shredded.json").out
+    assert signer in shown
+    assert "removed" in shown
+    assert data("shred", "--verify-report", "shredded.json", "--json").json["signer"] == signer
+    report = Path("shredded.json")
+    report.write_text(report.read_text().replace('"removed"', '"destroyed"'))
+    assert data("shred", "--verify-report", report, "--json", code=4).json["error"]["code"] == "signature"
+
+
+def test_without_a_dataset_it_is_an_error_of_use(data: Cli) -> None:
+    assert data("shred", "--json", code=2).json["error"]["code"] == "usage"
