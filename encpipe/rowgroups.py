@@ -133,7 +133,7 @@ class RowGroups:
         if not plan.read.leaves:
             return None
         with self._handles.lend(file, plan.open_file(plan.files[file]).open) as handle:
-            return handle.codec(plan.read.leaves[0])
+            return handle.codec(plan.read.leaves)
 
     def close(self) -> None:
         """Close all files; those that are being read are closed when the read ends. Idempotent."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from encpipe.cli.parts import Facts, Grid, Note, Part, plural
+from encpipe.cli.parts import Facts, Grid, Note, Part, plural, size
 
 if TYPE_CHECKING:
-    from encpipe.lifecycle import KeysReport
+    from encpipe.lifecycle import KeysReport, Rekeyed
+
+
+UNCHANGED: Final = "nothing was changed: --dry-run"
 
 
 def keys_view(report: KeysReport) -> list[Part]:
@@ -31,9 +34,31 @@ def keys_view(report: KeysReport) -> list[Part]:
         ],
         title="would change" if report.dry_run else "changed",
     )
+    rekeyed = [] if report.rekeyed is None else rekey_view(report.rekeyed)
     if report.dry_run:
-        return [Facts(rows), changes, Note("nothing was changed: --dry-run")]
-    return [Facts(rows), changes, *_leftovers(report)]
+        return [Facts(rows), changes, *(rekeyed or [Note(UNCHANGED)])]
+    return [Facts(rows), changes, *_leftovers(report), *rekeyed]
+
+
+def rekey_view(report: Rekeyed) -> list[Part]:
+    """The report of a re-key for a person."""
+    resumed = f", {report.resumed_files:,} of them by the run before" if report.resumed_files else ""
+    files = f"{plural(report.files, 'file')}, {plural(report.rows, 'row')}{resumed}"
+    rows = [
+        ("dataset", report.url),
+        ("id", report.dataset_id),
+        ("generation", str(report.generation)),
+        ("would encrypt again" if report.dry_run else "encrypted again", f"{files}, {size(report.bytes_in)}"),
+        ("key service", plural(report.kms_calls, "call")),
+    ]
+    rows += [
+        (f"new key of {name}", "opened by " + ", ".join(uris)) for name, uris in report.master_keys.items()
+    ]
+    if report.dry_run:
+        return [Facts(rows), Note(UNCHANGED)]
+    older = ", ".join(map(str, report.older_generations))
+    note = f"generation {older}: still readable with the old keys, until: encpipe gc URL --keep 1"
+    return [Facts(rows), Note(note, warning=True)]
 
 
 def _listed(keys: Iterable[tuple[str, str]]) -> str:

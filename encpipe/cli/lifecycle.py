@@ -1,4 +1,4 @@
-"""`encpipe rewrap`, `grant` and `revoke`."""
+"""`encpipe rewrap`, `rekey`, `grant` and `revoke`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ encpipe rewrap encrypted/flights
 encpipe rewrap encrypted/flights --key pii=aws-kms:alias/pii --dry-run
 encpipe rewrap s3://bucket/flights --older-than 90d --json
 """
+REKEY_EXAMPLES = """
+encpipe rekey encrypted/flights
+encpipe rekey encrypted/flights --key-name pii --dry-run
+encpipe rekey s3://bucket/flights --key-name pii --key pii=aws-kms:alias/pii-2026
+"""
 GRANT_EXAMPLES = """
 encpipe grant encrypted/flights --key footer=local:break-glass
 encpipe grant s3://bucket/flights --key pii=aws-kms:alias/pii-eu
@@ -21,6 +26,7 @@ encpipe grant s3://bucket/flights --key pii=aws-kms:alias/pii-eu
 REVOKE_EXAMPLES = """
 encpipe revoke encrypted/flights --key footer=local:break-glass --dry-run
 encpipe revoke s3://bucket/flights --key pii=aws-kms:arn:aws:kms:eu-west-1:111122223333:key/1234abcd
+encpipe revoke encrypted/flights --key pii=local:former --rekey
 """
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")]
@@ -76,6 +82,60 @@ def rewrap(
     make_output(json=json).result(report.as_json(), lambda: keys_view(report))
 
 
+def rekey(
+    url: opt.Url,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--key",
+            metavar="NAME=URI",
+            help="Master key of a new key. Repeat it for more. Default: all that open the old one.",
+            show_default=False,
+        ),
+    ] = None,
+    key_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--key-name",
+            metavar="NAME",
+            help="Re-key this key name. Repeat it for more. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    workers: opt.Workers = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Drop what a stopped run has finished, and start anew.")
+    ] = False,
+    dry_run: DryRun = False,
+    storage_option: opt.StorageOptions = None,
+    config: opt.ConfigFile = None,
+    json: opt.Json = False,
+) -> None:
+    """Give a dataset new keys and encrypt its data again: for keys that may be in wrong hands.
+
+    The same command again continues a run that was stopped. Earlier generations keep the old keys until gc.
+    """
+    from encpipe.cli.keyviews import rekey_view
+    from encpipe.lifecycle import rekey as work
+
+    settings = opt.settings(config, storage_option)
+    output = make_output(json=json)
+    with output.progress("encrypting") as progress:
+        report = work(
+            url,
+            key_names=key_name or None,
+            to=opt.parse_keys(key) if key else None,
+            workers=workers,
+            restart=restart,
+            dry_run=dry_run,
+            progress=progress,
+            config=settings.config,
+            master_keys=settings.master_keys,
+            storage_options=settings.storage_options,
+        )
+    output.result(report.as_json(), lambda: rekey_view(report))
+
+
 def grant(
     url: opt.Url,
     key: OneKey,
@@ -106,6 +166,10 @@ def grant(
 def revoke(
     url: opt.Url,
     key: OneKey,
+    rekey: Annotated[
+        bool, typer.Option("--rekey", help="Then give the key name a new key and encrypt the data again.")
+    ] = False,
+    workers: opt.Workers = None,
     dry_run: DryRun = False,
     storage_option: opt.StorageOptions = None,
     config: opt.ConfigFile = None,
@@ -113,23 +177,29 @@ def revoke(
 ) -> None:
     """Take from one master key what it opens of a key name. Never the last.
 
-    Whoever has read the dataset before may have kept its keys: this makes nobody forget.
+    Whoever has read the dataset before may have kept its keys: this makes nobody forget. With --rekey they
+    open nothing that is written from then on, and the rest until gc has removed the earlier generations.
     """
     from encpipe.cli.keyviews import keys_view
     from encpipe.lifecycle import revoke as work
 
     settings = opt.settings(config, storage_option)
     name, uri = _one(key)
-    report = work(
-        url,
-        name,
-        uri,
-        dry_run=dry_run,
-        config=settings.config,
-        master_keys=settings.master_keys,
-        storage_options=settings.storage_options,
-    )
-    make_output(json=json).result(report.as_json(), lambda: keys_view(report))
+    output = make_output(json=json)
+    with output.progress("encrypting") as progress:
+        report = work(
+            url,
+            name,
+            uri,
+            rekey=rekey,
+            workers=workers,
+            dry_run=dry_run,
+            progress=progress,
+            config=settings.config,
+            master_keys=settings.master_keys,
+            storage_options=settings.storage_options,
+        )
+    output.result(report.as_json(), lambda: keys_view(report))
 
 
 def _one(key: str) -> tuple[str, str]:

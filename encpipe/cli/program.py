@@ -24,7 +24,7 @@ PROGRAM: Final = "encpipe"
 EXIT_BROKEN_PIPE: Final = 128 + 13
 FIRST: Final = ("init", "keys")
 """Commands that stand first in the help."""
-RESUMABLE: Final = ("append", "encrypt")
+RESUMABLE: Final = ("append", "encrypt", "rekey")
 """Commands that a second run continues."""
 
 _UsageError: Final = typer.BadParameter.__mro__[2]

@@ -6,7 +6,8 @@ from encpipe.lifecycle.due import Overdue
 from encpipe.lifecycle.gc import Collected, gc
 from encpipe.lifecycle.grants import grant, revoke
 from encpipe.lifecycle.keysline import KeysReport, Leftover, WrappingChange
-from encpipe.lifecycle.rekeying import Rekeyed, rekey
+from encpipe.lifecycle.rekeyed import Rekeyed
+from encpipe.lifecycle.rekeying import rekey
 from encpipe.lifecycle.rewrapping import needs_rewrap, rewrap
 from encpipe.lifecycle.shred import shred
 from encpipe.lifecycle.shredreport import RetiredMaster, ShredReport, Tried, verify_shred_report

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from encpipe.access import AnyPath, open_access
 from encpipe.audit import Event
 from encpipe.config import Config
-from encpipe.errors import ConfigError, IntegrityError, KmsError
+from encpipe.errors import ConfigError, EncpipeError, IntegrityError, KmsError
 from encpipe.keys import WrappedKey
 from encpipe.kms.registry import MasterKeys
 from encpipe.lifecycle.change import change_keys
 from encpipe.lifecycle.keysline import KeysReport, OneKek, kek_records
+from encpipe.lifecycle.rekeying import rekey as rekey_dataset
 from encpipe.manifest import Manifest
+from encpipe.sealing import ProgressCallback
 from encpipe.state import read_manifest
 
 
@@ -65,7 +68,10 @@ def revoke(
     key_name: str,
     uri: str,
     *,
+    rekey: bool = False,
+    workers: int | None = None,
     dry_run: bool = False,
+    progress: ProgressCallback | None = None,
     config: Config | AnyPath | None = None,
     keyring: AnyPath | None = None,
     master_keys: MasterKeys | None = None,
@@ -78,6 +84,11 @@ def revoke(
     wrapping that stays opens it and is checked against the commitment; one more for the footer key where the
     revoked master key is tried first.
 
+    With `rekey` the key name then gets a new KEK under the master keys that stay, and the data is encrypted
+    again (see `encpipe.rekey`, also for `workers` and `progress`): who kept the old one reads nothing that is
+    written from then on, and the older generations until `gc` removes them. Where that is stopped or fails,
+    the master key is revoked, and `encpipe.rekey` of the key name goes on with the rest.
+
     Raises `ConfigError` `last-wrapping` where no wrapping would be left, or none of those left is seen to
     open the KEK (to this configuration, now), `no-wrapping` where the master key opens none, and what `grant`
     raises; nothing is changed then, but after `storage-unavailable` it may be.
@@ -85,8 +96,30 @@ def revoke(
     access = open_access(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
     )
-    _check_opens(read_manifest(access.storage)[1], key_name, uri)
-    return change_keys(access, access.master_keys, _Revoke(uri), (key_name,), dry_run=dry_run)
+    found = read_manifest(access.storage)[1]
+    _check_opens(found, key_name, uri)
+    report = change_keys(access, access.master_keys, _Revoke(uri), (key_name,), dry_run=dry_run)
+    if not rekey:
+        return report
+    stay = {wrapped.master_key for wrapped in found.wrappings[found.core.active(key_name).id]} - {uri}
+    try:
+        rekeyed = rekey_dataset(
+            url,
+            key_names=(key_name,),
+            to={key_name: sorted(stay)} if dry_run else None,
+            workers=workers,
+            dry_run=dry_run,
+            progress=progress,
+            config=access.config,
+            master_keys=access.master_keys,
+            storage_options=storage_options,
+        )
+    except EncpipeError as error:
+        if not dry_run:
+            more = f"{uri} is revoked; what is left to do: encpipe rekey URL --key-name {key_name}"
+            error.hint = f"{error.hint}; {more}" if error.hint else more
+        raise
+    return replace(report, rekeyed=rekeyed)
 
 
 class _Revoke:
@@ -125,6 +158,7 @@ def _check_opens(found: Manifest, key_name: str, uri: str) -> None:
         listed = ", ".join(sorted(opening))
         raise ConfigError(
             f"{uri[:300]!r} opens no KEK of key name {key_name!r}; these do: {listed}",
-            hint="name the master key as `encpipe inspect` shows it",
+            hint="name the master key as `encpipe inspect` shows it; where it was revoked and re-keying was "
+            f"stopped, go on with: encpipe rekey URL --key-name {key_name}",
             code="no-wrapping",
         )

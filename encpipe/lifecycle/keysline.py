@@ -17,6 +17,7 @@ from encpipe.errors import ConfigError, ConflictError
 from encpipe.keyring import DatasetKeys
 from encpipe.keys import KeyContext, Secret, WrappedKey
 from encpipe.kms.registry import MasterKeys
+from encpipe.lifecycle.rekeyed import Rekeyed
 from encpipe.manifest import KekRecord, Manifest
 from encpipe.state import MANIFEST_PATH, load_keys
 from encpipe.storage import Storage
@@ -94,7 +95,7 @@ class KeysReport:
 
     `leftovers` are other wrappings of the same key names, under other master keys or versions than the
     manifest now holds, that were found in journals, temp files and older object versions; empty is the proof
-    that none is left there. Backups are out of reach.
+    that none is left there. Backups are out of reach. `rekeyed` is what a re-key after it did.
     """
 
     url: str
@@ -107,6 +108,7 @@ class KeysReport:
     leftovers: tuple[Leftover, ...]
     kms_calls: int
     bytes_written: int
+    rekeyed: Rekeyed | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""

@@ -6,13 +6,14 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from encpipe.access import Access, AnyPath, open_access
 from encpipe.config import Config
 from encpipe.errors import ConfigError
 from encpipe.kms.registry import MasterKeys
+from encpipe.lifecycle.rekeyed import Rekeyed
 from encpipe.lifecycle.rekeysession import RekeySession
 from encpipe.projection import list_of_names
 from encpipe.sealing import ProgressCallback
@@ -20,34 +21,6 @@ from encpipe.signing import writer_signing
 from encpipe.state import State, load_state
 from encpipe.writekeys import rekey_masters
 from encpipe.writereport import WriteReport
-
-
-@dataclass(frozen=True)
-class Rekeyed:
-    """What a re-key did; with `dry_run` what it would do.
-
-    `key_names` have new KEKs, wrapped by `master_keys`. `older_generations` stay readable under the old ones
-    until `gc` removes them. `kms_calls` counts calls to key services.
-    """
-
-    url: str
-    dataset_id: str
-    generation: int
-    key_names: tuple[str, ...]
-    master_keys: Mapping[str, tuple[str, ...]]
-    files: int
-    resumed_files: int
-    rows: int
-    bytes_in: int
-    bytes_out: int
-    seconds: float
-    kms_calls: int
-    older_generations: tuple[int, ...]
-    dry_run: bool
-
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
 
 
 def rekey(
@@ -90,7 +63,7 @@ def rekey(
     given = {name: (uris,) if isinstance(uris, str) else tuple(uris) for name, uris in (to or {}).items()}
     with contextlib.closing(access.storage):
         access = _trusting(access, given)
-        signing = writer_signing(access.master_keys.config)
+        signing = writer_signing(access.master_keys)
         state = load_state(access.storage, access.master_keys, signers=signing.signers)
         names = _names(state, key_names, given)
         if dry_run:

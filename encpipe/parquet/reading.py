@@ -145,8 +145,9 @@ class Handle:
             )
         return table
 
-    def check_chunks(self, leaves: Sequence[str]) -> None:
-        """Raise `IntegrityError` unless every chunk of the leaves is sealed under its committed DEK.
+    def check_chunks(self, leaves: Sequence[str], *, row_groups: Sequence[int] | None = None) -> None:
+        """Raise `IntegrityError` unless every chunk of the leaves is sealed under its committed DEK, in these
+        row groups (None: all).
 
         To be called before PyArrow is let near the metadata of a column chunk: there a DEK that does not
         unwrap aborts the process, and whoever holds the footer KEK can put one in. A read of no rows asks for
@@ -158,26 +159,28 @@ class Handle:
             columns = [i for i in range(len(schema.names)) if schema.column(i).path in wanted]
         if not columns:
             return
-        for row_group in range(len(self._file.entry.row_groups)):
+        for row_group in range(len(self._file.entry.row_groups)) if row_groups is None else row_groups:
             self.client.start_read()
             with translated(self._file.entry, self.client):
                 for _ in self._reader.reader.iter_batches(0, [row_group], columns, use_threads=False):
                     break
             self._check_asked(leaves)
 
-    def codec(self, leaf: str) -> str | None:
-        """How a leaf's values are compressed, as `SealedWriter` takes it; None in a file without rows.
+    def codec(self, leaves: Sequence[str]) -> str | None:
+        """How the file's values are compressed where that makes them smaller, as `SealedWriter` takes it;
+        None in a file without rows. Told by the first row group.
 
-        The leaf's KEK must have been unwrapped before. Raises `IntegrityError`, `StorageError`.
+        The KEKs of all leaves must have been unwrapped before. Raises `IntegrityError`, `StorageError`.
         """
         if not self._file.entry.rows:
             return None
-        self.check_chunks([leaf])
+        self.check_chunks(leaves, row_groups=(0,))
+        wanted = set(leaves)
         with translated(self._file.entry, self.client):
             group = self._reader.metadata.row_group(0)
             chunks = (group.column(i) for i in range(group.num_columns))
-            name: str = next(chunk.compression for chunk in chunks if chunk.path_in_schema == leaf)
-        return "none" if name == "UNCOMPRESSED" else name.lower()
+            names = [str(chunk.compression) for chunk in chunks if chunk.path_in_schema in wanted]
+        return next((name.lower() for name in names if name != "UNCOMPRESSED"), "none")
 
     def _check_asked(self, leaves: Sequence[str]) -> None:
         if not self.client.leaves:  # one DEK seals the whole file, and the footer opened with it

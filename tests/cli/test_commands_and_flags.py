@@ -53,8 +53,14 @@ FROZEN: dict[str, set[str]] = {
         *("--storage-option", "--config", "--json"),
     },
     "rewrap": {"URL", "--key", "--older-than", "--dry-run", "--storage-option", "--config", "--json"},
+    "rekey": {
+        *("URL", "--key", "--key-name", "--workers", "--restart", "--dry-run"),
+        *("--storage-option", "--config", "--json"),
+    },
     "grant": {"URL", "--key", "--storage-option", "--config", "--json"},
-    "revoke": {"URL", "--key", "--dry-run", "--storage-option", "--config", "--json"},
+    "revoke": {
+        *("URL", "--key", "--rekey", "--workers", "--dry-run", "--storage-option", "--config", "--json"),
+    },
     "shred": {
         *("URL", "--key-name", "--retire-master", "--also", "--confirm", "--report", "--verify-report"),
         *("--dry-run", "--storage-option", "--config", "--json"),
