@@ -12,6 +12,7 @@ from encpipe.cli.output import make_output
 REWRAP_EXAMPLES = """
 encpipe rewrap encrypted/flights
 encpipe rewrap encrypted/flights --key pii=aws-kms:alias/pii --dry-run
+encpipe rewrap encrypted/flights --key pii=vault:pii-2026 --prove
 encpipe rewrap s3://bucket/flights --older-than 90d --json
 """
 REKEY_EXAMPLES = """
@@ -57,6 +58,10 @@ def rewrap(
             show_default=False,
         ),
     ] = None,
+    prove: Annotated[
+        bool,
+        typer.Option("--prove", help="Open each new wrapping before an old one goes: one call more."),
+    ] = False,
     dry_run: DryRun = False,
     storage_option: opt.StorageOptions = None,
     config: opt.ConfigFile = None,
@@ -74,6 +79,7 @@ def rewrap(
         url,
         to=opt.parse_keys(key) if key else None,
         older_than=None if older_than is None else opt.parse_duration(older_than, "--older-than"),
+        prove=prove,
         dry_run=dry_run,
         config=settings.config,
         master_keys=settings.master_keys,

@@ -96,8 +96,9 @@ def revoke(
     access = open_access(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
     )
-    found = read_manifest(access.storage)[1]
-    _check_opens(found, key_name, uri)
+    with access.master_keys.audit.refusals("revoke", dataset=access.storage.url):
+        found = read_manifest(access.storage)[1]
+        _check_opens(found, key_name, uri)
     report = change_keys(access, access.master_keys, _Revoke(uri), (key_name,), dry_run=dry_run)
     if not rekey:
         return report

@@ -27,6 +27,7 @@ def rewrap(
     to: Mapping[str, str | Sequence[str]] | None = None,
     key_names: Sequence[str] | None = None,
     older_than: timedelta | None = None,
+    prove: bool = False,
     dry_run: bool = False,
     config: Config | AnyPath | None = None,
     keyring: AnyPath | None = None,
@@ -42,10 +43,12 @@ def rewrap(
     names it as a further one and `to` does not name the key name. All others stay, those by a break-glass
     key too: the report lists them as `kept`, and `revoke` removes them.
 
-    With `older_than`, KEKs are left alone that `needs_rewrap` does not name. With `dry_run` KEKs are
-    unwrapped and nothing is wrapped or written. Every KEK is checked against its commitment before it is
-    wrapped. Two calls for each KEK and one new master key: unwrap, wrap. Permissions needed: those of
-    unwrapping under the old master key, of wrapping under the new one, and to write the storage.
+    With `older_than`, KEKs are left alone that `needs_rewrap` does not name. With `prove` every new wrapping
+    is unwrapped and checked before an old one goes: one more call for each, and the right to unwrap with the
+    new master key. With `dry_run` KEKs are unwrapped and nothing is wrapped or written. Every KEK is checked
+    against its commitment before it is wrapped. Two calls for each KEK and one new master key: unwrap, wrap.
+    Permissions needed: those of unwrapping under the old master key, of wrapping under the new one, and to
+    write the storage.
 
     This is rotation: whoever holds a KEK already still reads the data. Raises `ConfigError`, `KmsError`,
     `IntegrityError`, `StorageError`; nothing is changed then, but after `storage-unavailable` it may be.
@@ -55,7 +58,7 @@ def rewrap(
     )
     given = {name: (uris,) if isinstance(uris, str) else tuple(uris) for name, uris in (to or {}).items()}
     names = key_names if key_names is not None else None if to is None else tuple(to)
-    edit = Rewrap(access.master_keys, given, older_than=older_than, dry_run=dry_run)
+    edit = Rewrap(access.master_keys, given, older_than=older_than, prove=prove, dry_run=dry_run)
     return change_keys(access, access.master_keys.trusting(given), edit, names, dry_run=dry_run)
 
 
@@ -70,12 +73,13 @@ class Rewrap:
         to: Mapping[str, Sequence[str]],
         *,
         older_than: timedelta | None,
+        prove: bool,
         dry_run: bool,
     ) -> None:
         self._listed = master_keys.config.keys
         self._to = to
         self._master_keys = master_keys.trusting(to)
-        self._older_than, self._dry_run = older_than, dry_run
+        self._older_than, self._prove, self._dry_run = older_than, prove, dry_run
         self.wraps = 0
 
     def __call__(self, kek: OneKek) -> tuple[WrappedKey, ...]:
@@ -91,6 +95,8 @@ class Rewrap:
                 continue
             fresh.append(target.wrap(secret, aad=kek.context))
             self.wraps += 1
+            if self._prove:
+                kek.keys.prove(kek.record.id, fresh[-1:])
         again = {wrapped.master_key for wrapped in fresh}
         others = tuple(wrapped for wrapped in kek.wrappings if wrapped.master_key not in again)
         gone = self._moved_away(name, others, is_moved=len(others) == len(kek.wrappings))

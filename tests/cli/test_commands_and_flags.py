@@ -52,7 +52,10 @@ FROZEN: dict[str, set[str]] = {
         *("URL", "--generation", "--expect-core", "--expect-dataset"),
         *("--storage-option", "--config", "--json"),
     },
-    "rewrap": {"URL", "--key", "--older-than", "--dry-run", "--storage-option", "--config", "--json"},
+    "rewrap": {
+        *("URL", "--key", "--older-than", "--prove", "--dry-run"),
+        *("--storage-option", "--config", "--json"),
+    },
     "rekey": {
         *("URL", "--key", "--key-name", "--workers", "--restart", "--dry-run"),
         *("--storage-option", "--config", "--json"),

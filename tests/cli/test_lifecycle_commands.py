@@ -38,8 +38,9 @@ def test_to_another_master_key(data: Cli) -> None:
     shown = data("rewrap", "enc", "--key", "pii=local:new", "--dry-run").out
     assert "nothing was changed: --dry-run" in shown
     assert MANIFEST.read_bytes() == before
-    shown = data("rewrap", "enc", "--key", "pii=local:new").out
+    shown = data("rewrap", "enc", "--key", "pii=local:new", "--prove").out
     assert "local:new (version 1)" in shown
+    assert "4 calls" in shown
     assert "no other wrapping is left" in shown
     keks = data("inspect", "enc", "--json").json["keks"]
     assert [k["wrappings"][0]["master_key"] for k in keks] == ["local:default", "local:new"]

@@ -62,8 +62,13 @@ def test_a_dry_run_is_none(scene: Scene) -> None:
 def test_a_refusal_is_a_line_with_its_code(scene: Scene) -> None:
     with pytest.raises(ConfigError):
         encpipe.revoke(scene.url, "pii", "memory:pii", **scene.access)
-    (line,) = lines(scene)
-    assert (line["event"], line["of"], line["code"]) == ("refusal", "revoke", "last-wrapping")
+    with pytest.raises(ConfigError):
+        encpipe.revoke(scene.url, "pii", "memory:nobody", **scene.access)
+    found = lines(scene)
+    assert {(line["event"], line["of"], line["dataset"]) for line in found} == {
+        ("refusal", "revoke", scene.url)
+    }
+    assert [line["code"] for line in found] == ["last-wrapping", "no-wrapping"]
 
 
 @pytest.mark.parametrize(
