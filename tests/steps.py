@@ -91,6 +91,10 @@ class Stepping(Storage):
         self._log.step("open_input", path)
         return self._log.wrap_input(path, self._inner.open_input(path))
 
+    def first_bytes(self, path: str, size: int) -> bytes:
+        self._log.step("first_bytes", path)
+        return self._inner.first_bytes(path, size)
+
     def arrow_path(self, path: str) -> tuple[fs.FileSystem, str]:
         return self._inner.arrow_path(path)
 

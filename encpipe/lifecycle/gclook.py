@@ -186,18 +186,11 @@ class Look:
 
     def _is_sealed(self, path: str) -> bool:
         try:
-            with self._storage.open_input(path) as source:
-                return bytes(source.read(len(SEALED_MAGIC))) == SEALED_MAGIC
+            return self._storage.first_bytes(path, len(SEALED_MAGIC)) == SEALED_MAGIC
         except StorageError as error:
             if error.code != "not-found":  # another gc was first
                 raise
             return True
-        except OSError:  # its text may show the endpoint's answer
-            raise StorageError(
-                f"{path!r} in {self._storage.url} could not be read",
-                hint="run the same command again",
-                code="storage-unavailable",
-            ) from None
 
     # Which files lists name
 

@@ -18,6 +18,8 @@ from typing import BinaryIO, Final
 import pyarrow as pa
 from pyarrow import fs
 
+from encpipe.errors import StorageError
+
 _PIECE_BYTES: Final = 4 << 20
 
 
@@ -76,6 +78,18 @@ class Storage(ABC):
 
         Never a Python object behind the scenes: PyArrow may abort at exit with one (docs/adr).
         """
+
+    def first_bytes(self, path: str, size: int) -> bytes:
+        """The first `size` bytes, or all where there are fewer. Raises `StorageError` `not-found`."""
+        try:
+            with self.open_input(path) as source:
+                return bytes(source.read(size))
+        except OSError:  # its text may show the endpoint's answer
+            raise StorageError(
+                f"{path!r} in {self.url} could not be read",
+                hint="run the same command again",
+                code="storage-unavailable",
+            ) from None
 
     def sha256(self, path: str) -> bytes:
         """SHA-256 of the whole object, read piece by piece. Raises `StorageError` `not-found`."""

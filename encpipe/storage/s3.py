@@ -75,6 +75,9 @@ class S3Storage(Storage):
         except OSError as error:
             raise from_arrow(error, path, self.url) from None
 
+    def first_bytes(self, path: str, size: int) -> bytes:
+        return self._objects.first(_key(path), size)
+
     def arrow_path(self, path: str) -> tuple[fs.FileSystem, str]:
         if not self._connection.arrow_can:
             raise StorageError(

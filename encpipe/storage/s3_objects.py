@@ -11,11 +11,12 @@ import contextlib
 import hashlib
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 
 from botocore.exceptions import (
     ClientError,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 from encpipe.errors import EncpipeError, StorageError
 from encpipe.storage.paths import absent, in_doubt, too_large
 from encpipe.storage.s3_client import Connection
-from encpipe.storage.s3_errors import is_absent, is_busy, is_refusal, mapped
+from encpipe.storage.s3_errors import is_absent, is_busy, is_refusal, mapped, status_of
 
 MARK: Final = "encpipe-write"
 """Name of the metadata field that marks a write."""
@@ -41,6 +42,9 @@ BUSY_ATTEMPTS: Final = 6
 BUSY_PAUSE_SECONDS: Final = 0.05
 """Pause before the second of them; it doubles each time, and varies so that two writers come apart."""
 _BROKEN_BODY: Final = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+
+
+Read = TypeVar("Read")
 
 
 class Address(TypedDict):
@@ -75,6 +79,14 @@ class Found:
     etag: str
     mark: str
     age: float
+
+
+def _tried(read: Callable[[], Read]) -> Read:
+    """What `read` gives, tried again where the body breaks off."""
+    for _ in range(READ_ATTEMPTS - 1):
+        with contextlib.suppress(*_BROKEN_BODY):
+            return read()
+    return read()
 
 
 def new_mark() -> str:
@@ -120,10 +132,7 @@ class Objects:
     def find(self, path: str, *, limit: int, version: str = "") -> Found | None:
         """The whole object, its length checked, or None. Raises `StorageError` beyond `limit` bytes."""
         with self.mapped(path):
-            for _ in range(READ_ATTEMPTS - 1):
-                with contextlib.suppress(*_BROKEN_BODY):
-                    return self._find(path, limit, version)
-            return self._find(path, limit, version)
+            return _tried(lambda: self._find(path, limit, version))
 
     def get(self, path: str, *, limit: int, version: str = "") -> Found:
         """Like `find`, but raises `StorageError` `not-found` when there is no object."""
@@ -131,6 +140,25 @@ class Objects:
         if found is None:
             raise absent(path, self.url)
         return found
+
+    def first(self, path: str, size: int) -> bytes:
+        """The first `size` bytes, or all where there are fewer. Raises `StorageError` `not-found`."""
+        with self.mapped(path):
+            return _tried(lambda: self._first(path, size))
+
+    def _first(self, path: str, size: int) -> bytes:
+        try:
+            answer = self.client.get_object(**self.at(path), Range=f"bytes=0-{size - 1}")
+        except ClientError as error:
+            if status_of(error) == 416:  # an empty object has no first byte
+                return b""
+            raise
+        with contextlib.closing(answer["Body"]) as body:
+            data = body.read(size)
+        wanted = min(size, answer["ContentLength"])
+        if len(data) < wanted:
+            raise IncompleteReadError(actual_bytes=len(data), expected_bytes=wanted)
+        return data
 
     def _find(self, path: str, limit: int, version: str) -> Found | None:
         which: Version = {"VersionId": version} if version else {}

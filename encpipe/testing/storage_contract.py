@@ -88,12 +88,18 @@ class StorageContract(CommitContract):
         with expect("storage"):
             storage.read("a", limit=4)
 
+    def test_the_first_bytes(self, storage: Storage) -> None:
+        for path, data in (("big", os.urandom(3 << 20)), ("small", b"ab"), ("empty", b"")):
+            storage.create(path, data)
+            assert storage.first_bytes(path, 4) == data[:4]
+
     def test_what_is_absent_is_not_found(self, storage: Storage) -> None:
         storage.create("folder/object", b"x")
         reads: tuple[Callable[[str], object], ...] = (
             lambda path: storage.read(path, limit=LIMIT),
             storage.size,
             storage.open_input,
+            lambda path: storage.first_bytes(path, 4),
         )
         for read in reads:
             for path in ("nothing", "no/folder/here", "folder/object/below"):

@@ -269,6 +269,26 @@ def test_a_read_that_stays_cut_short_is_an_outage(storage: S3Storage, proxy: Fau
         storage.read("a/x", limit=LIMIT)
 
 
+def test_first_bytes_fetch_no_more_and_are_tried_again(
+    storage: S3Storage, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.create("a/x", bytes(1 << 20))
+    fault = Fault("truncate", lambda method, path: method == "GET" and path.endswith("a/x"), times=2)
+    proxy.faults.append(fault)
+    asked, get_object = [], storage._objects.client.get_object
+
+    def get(**more: Any) -> Any:
+        asked.append(more["Range"])
+        return get_object(**more)
+
+    monkeypatch.setattr(storage._objects.client, "get_object", get)
+    assert storage.first_bytes("a/x", 4) == bytes(4)
+    assert asked == ["bytes=0-3"] * 3
+    fault.times = None
+    with expect("storage-unavailable"):
+        storage.first_bytes("a/x", 4)
+
+
 def test_random_access_cut_short_is_tried_again_or_an_error(storage: S3Storage, proxy: FaultProxy) -> None:
     data = BIG[: 1 << 20]
     storage.create("a/x", data)
