@@ -18,21 +18,18 @@ A wrapping names the key's ARN, also when an alias wrapped it: readers trust the
 
 from __future__ import annotations
 
-import importlib
-import os
+import functools
 import re
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from encpipe import transport
-from encpipe.errors import ConfigError, KmsError, MissingExtraError, UnwrapError
+from encpipe.errors import ConfigError, KmsError, UnwrapError
 from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, utc_now
 from encpipe.kms.base import Destroyed, KmsSettings
-from encpipe.kms.deadline import call_within
-from encpipe.kms.sdklogs import without_bodies
+from encpipe.kms.sdk import Clients, ask_sdk, import_extra
+from encpipe.kms.tables import read_table
 
 if TYPE_CHECKING:
     from mypy_boto3_kms import KMSClient
@@ -41,7 +38,6 @@ Answer = TypeVar("Answer")
 
 SCHEME: Final = "aws-kms"
 TABLE: Final = f"kms.{SCHEME}"
-MAX_SECONDS: Final = 3600.0
 
 ARN: Final = re.compile(
     r"arn:aws[a-z-]{0,20}:kms:(?P<region>[a-z]{2,8}(-[a-z0-9]{1,16}){1,4}):\d{12}:"
@@ -65,19 +61,7 @@ class AwsKmsTable:
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> AwsKmsTable:
         """Raises `ConfigError`, code `config-unknown-key` for a key that is not one of these."""
-        known = cls.__dataclass_fields__
-        for key, value in table.items():
-            if key not in known:
-                raise ConfigError(
-                    f"the table {TABLE!r} has an unknown key {key!r}",
-                    hint=f"known keys: {', '.join(known)}",
-                    code="config-unknown-key",
-                )
-            if "str" in str(known[key].type):
-                _check_text(key, value)
-            else:
-                _check_seconds(key, value)
-        return cls(**table)
+        return read_table(cls, TABLE, table, needs={})
 
 
 @dataclass(frozen=True)
@@ -170,15 +154,6 @@ class AwsKmsKey:
         return "alias/" in self.key_id or arn.endswith(f":key/{self.key_id}")
 
 
-class _Clients:
-    """The clients of one process, by region. A forked child gets its own: sockets are not shared."""
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.lock = threading.Lock()
-        self.by_region: dict[str | None, KMSClient] = {}
-
-
 class AwsKms:
     """The key service of `aws-kms:` URIs. Makes its clients on first use; safe to use from several threads.
 
@@ -191,7 +166,7 @@ class AwsKms:
         self._tls = settings.tls
         if self.table.endpoint_url is not None:
             transport.check_endpoint(self.table.endpoint_url, self._tls)
-        self._clients = _Clients()
+        self._clients: Clients[KMSClient] = Clients()
 
     def master_key(self, uri: str) -> MasterKey:
         """The key of this URI. Raises `ConfigError` for a malformed URI; no network call."""
@@ -215,24 +190,12 @@ class AwsKms:
         endpoint = self.table.endpoint_url or f"AWS KMS in {region or 'the default region'}"
         request = errors.Request(action, key.uri, endpoint)
 
-        def attempt() -> Answer:
-            try:
-                with without_bodies():
-                    return ask(self._client(region))
-            except Exception as error:  # noqa: BLE001  # mapped whole: no SDK error may leave
-                failed = errors.from_sdk(error, request)
-            raise failed  # outside the handler: the SDK's error may hold a key, so it is not even the context
-
-        return call_within(self.table.deadline, endpoint, attempt)
-
-    def _client(self, region: str | None) -> KMSClient:
-        clients = self._clients
-        if clients.pid != os.getpid():
-            clients = self._clients = _Clients()
-        with clients.lock:  # sessions are not safe to share between threads, clients are
-            if region not in clients.by_region:
-                clients.by_region[region] = self._connect(region)
-            return clients.by_region[region]
+        return ask_sdk(
+            self.table.deadline,
+            endpoint,
+            lambda: ask(self._clients.get(region, lambda: self._connect(region))),
+            lambda error: errors.from_sdk(error, request),
+        )
 
     def _connect(self, region: str | None) -> KMSClient:
         import boto3
@@ -244,7 +207,7 @@ class AwsKms:
             tls,
             connect_timeout=table.connect_timeout,
             read_timeout=table.read_timeout,
-            max_attempts=1,  # `call_within` tries again
+            max_attempts=1,  # `ask_sdk` tries again
         )
         session = boto3.session.Session(profile_name=table.profile, region_name=region)
         client = session.client(
@@ -258,29 +221,9 @@ class AwsKms:
         return client
 
 
-def _import(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"AWS KMS needs the package {error.name}", hint="pip install 'encpipe[aws]'"
-        ) from None
+_import = functools.partial(import_extra, extra="aws", service="AWS KMS")
 
 
 def _region(key_id: str) -> str | None:
     found = ARN.fullmatch(key_id)
     return found["region"] if found else None
-
-
-def _check_text(key: str, value: object) -> None:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{TABLE}.{key} is not a text", hint=f'write {key} = "..."')
-
-
-def _check_seconds(key: str, value: object) -> None:
-    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
-    if not 0 < number <= MAX_SECONDS:
-        raise ConfigError(
-            f"{TABLE}.{key} is not a number of seconds",
-            hint=f"write a number above 0 and up to {MAX_SECONDS:g}",
-        )

@@ -21,6 +21,7 @@ from encpipe.errors import (
     KmsUnavailableError,
     UnwrapError,
 )
+from encpipe.kms.said import after_colon, first_word
 from encpipe.transport import untrusted_certificate
 
 READ_ERRORS: Final = (ResponseParserError, ValueError, TypeError, LookupError)
@@ -112,9 +113,9 @@ def from_sdk(error: BaseException, request: Request) -> EncpipeError:
 
 
 def _from_answer(error: sdk.ClientError, request: Request) -> EncpipeError:
-    code = _word(error.response.get("Error", {}).get("Code", ""))
+    code = first_word(error.response.get("Error", {}).get("Code", "")) or "no error code"
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    uri, text = request.uri, _text(error, request)
+    uri, text = request.uri, after_colon(_said(error), carries_key=request.carries_key)
     what = f"{request.action} on {uri}: {code}{text}"
     if code in DOES_NOT_OPEN:
         return UnwrapError(
@@ -211,14 +212,3 @@ def _from_client(error: BaseException, request: Request) -> EncpipeError:
 
 def _said(error: sdk.ClientError) -> str:
     return str(error.response.get("Error", {}).get("Message", ""))
-
-
-def _text(error: sdk.ClientError, request: Request) -> str:
-    """The service's own words, printable and cut; nothing when the request held a key."""
-    clean = "".join(char if char.isprintable() else " " for char in _said(error)[:300]).strip()
-    return f": {clean}" if clean and not request.carries_key else ""
-
-
-def _word(code: object) -> str:
-    """An error code as a word: whoever answers could put anything there."""
-    return found[0] if (found := re.match(r"[A-Za-z0-9.]{1,60}", str(code))) else "no error code"

@@ -1,48 +1,49 @@
-"""Master keys in Azure Managed HSM, by the REST interface that it shares with Key Vault.
+"""Master keys in Azure Managed HSM and Key Vault, by the REST interface that they share.
 
     azure-kv:https://NAME.managedhsm.azure.net/keys/KEY
+    azure-kv:https://NAME.vault.azure.net/keys/KEY          RSA only
 
 Azure's names have no case, but a URI has one spelling here, as trust and revoke compare URIs as text: all in
 lower case, without the port 443.
 
 The key is a symmetric one of 256 bits (`oct-HSM`). Permissions needed on it, for the algorithm A256GCM:
 `encrypt` to wrap (writers, re-wrap, grant), `decrypt` to unwrap (readers and writers); for A256KW: `wrap` and
-`unwrap`. Nothing else is called, and each wrap and unwrap is one call. RSA keys are refused: whoever has the
-public half of one could forge a wrapping.
+`unwrap`. Nothing else is called, and each wrap and unwrap is one call.
+
+A vault has RSA keys only (algorithm RSA-OAEP-256: `wrap` and `unwrap`). Whoever has the public half of one
+can make a wrapping, so what such a key opens counts only where a trusted signature or `expect_core` vouches
+for it (`public_key_wrap`), and where the configuration names the algorithm.
 
 The table `kms.azure-kv` of the configuration holds `algorithm` (`A256GCM`; `A256KW` where a role allows no
-more than wrap and unwrap), `credential` (one of `CREDENTIALS`), `client_id` (of a managed or workload
-identity), `authority` (Entra ID of another cloud), and in seconds `connect_timeout`, `read_timeout` (of one
-attempt) and `deadline` (of a call with all its attempts). azure-identity finds and renews credentials.
+more than wrap and unwrap; `RSA-OAEP-256`), `credential` (one of `CREDENTIALS`), `client_id` (of a managed or
+workload identity), `authority` (Entra ID of another cloud), and in seconds `connect_timeout`, `read_timeout`
+(of one attempt) and `deadline` (of a call with all its attempts). azure-identity finds and renews
+credentials.
 
 A wrapping names the key's URI without a version, as it is trusted, and beside it the version that wrapped.
 """
 
 from __future__ import annotations
 
-import importlib
+import functools
 import re
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from encpipe import transport
-from encpipe.config import TlsConfig
-from encpipe.errors import ConfigError, EncpipeError, KmsError, MissingExtraError, UnwrapError
+from encpipe.errors import ConfigError, KmsError, UnwrapError
 from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, utc_now
 from encpipe.kms.azure_wrapping import ALGORITHMS, Algorithm, Answer, Ask, algorithm_of
 from encpipe.kms.base import KmsSettings
-from encpipe.kms.deadline import call_within
-from encpipe.perprocess import PerProcess
+from encpipe.kms.sdk import Clients, ask_sdk, import_extra
+from encpipe.kms.tables import read_table
 
 if TYPE_CHECKING:
     from encpipe.kms.azure_client import Connections
 
 SCHEME: Final = "azure-kv"
 TABLE: Final = f"kms.{SCHEME}"
-MAX_SECONDS: Final = 3600.0
 
 CREDENTIALS: Final = ("default", "environment", "workload-identity", "managed-identity", "cli")
 """What azure-identity may use: its whole chain, or one credential and no other."""
@@ -72,19 +73,7 @@ class AzureKvTable:
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> AzureKvTable:
         """Raises `ConfigError`, code `config-unknown-key` for a key that is not one of these."""
-        known = cls.__dataclass_fields__
-        for key, value in table.items():
-            if key not in known:
-                raise ConfigError(
-                    f"the table {TABLE!r} has an unknown key {key!r}",
-                    hint=f"known keys: {', '.join(known)}",
-                    code="config-unknown-key",
-                )
-            if "str" in str(known[key].type):
-                _check_text(key, value)
-            else:
-                _check_seconds(key, value)
-        made = cls(**table)
+        made = read_table(cls, TABLE, table, needs={})
         _check_one_of("algorithm", made.algorithm, tuple(ALGORITHMS))
         _check_one_of("credential", made.credential, CREDENTIALS)
         if made.client_id is not None and made.credential not in WITH_CLIENT_ID:
@@ -99,15 +88,20 @@ class AzureKvTable:
 
 @dataclass(frozen=True)
 class AzureKey:
-    """One key of a Managed HSM. Nothing of it is looked up before the first wrap or unwrap."""
+    """One key of a Managed HSM or vault. Nothing of it is looked up before the first wrap or unwrap."""
 
     uri: str
     _service: AzureKms = field(repr=False)
 
     @property
     def binds_context(self) -> bool:
-        """True with A256GCM. With A256KW the KEK is wrapped together with a hash of the context."""
+        """True with A256GCM. With the others the KEK is wrapped together with a hash of the context."""
         return self._service.algorithm.binds_context
+
+    @property
+    def public_key_wrap(self) -> bool:
+        """True with RSA-OAEP-256, also of the symmetric keys that this configuration still opens."""
+        return self._service.algorithm.public_key_wrap
 
     def wrap(self, kek: Secret, *, aad: KeyContext) -> WrappedKey:
         """One call of `encrypt` or `wrapkey` on the newest version of the key.
@@ -127,7 +121,7 @@ class AzureKey:
         if not version or not blob:
             raise KmsError(
                 f"asked to wrap under {self.uri}, the service answered for another key, or with no wrapping",
-                hint="check the URI: this is not how a Managed HSM answers",
+                hint="check the URI: this is not how Azure answers",
             )
         return WrappedKey(self.uri, blob, version=version, created=utc_now())
 
@@ -143,13 +137,19 @@ class AzureKey:
                 f"a wrapping by {wrapped.master_key[:200]!r} cannot open under {self.uri}",
                 hint="it was changed, or belongs to another master key",
             )
+        if algorithm.public_key_wrap and not self.public_key_wrap:
+            raise UnwrapError(
+                f"a wrapping by {self.uri} was made with its public half, which this configuration does not "
+                "take",
+                hint=f'if it is to: algorithm = "{algorithm.name}" in the table {TABLE!r}, and trust.signers',
+            )
         fields = algorithm.to_unwrap(wrapped.blob, aad)
         ask = Ask(self.uri, algorithm.unwrap_with, wrapped.version, algorithm.name, fields)
         answer = self._service.call(ask)
         if self._version(answer.kid) != wrapped.version:
             raise UnwrapError(
                 f"asked to unwrap under {self.uri}, the service answered for another key or version",
-                hint="check the URI: this is not how a Managed HSM answers",
+                hint="check the URI: this is not how Azure answers",
             )
         return algorithm.kek(answer.fields, aad, uri=self.uri)
 
@@ -172,7 +172,7 @@ class AzureKms:
         self.table = AzureKvTable.parse(settings.table)
         self.algorithm: Algorithm = ALGORITHMS[self.table.algorithm]
         self._tls = settings.tls
-        self._process = PerProcess(_Process(), _Process.inherited)
+        self._clients: Clients[Connections] = Clients()
         if self.table.authority is not None:
             transport.check_endpoint(self.table.authority, self._tls)
 
@@ -196,33 +196,15 @@ class AzureKms:
         _import("azure.identity")
         _import("azure.keyvault.keys")
         errors = _import("encpipe.kms.azure_errors")
-        connections = self._process.get().connect(self.table, self._tls)
+        client = _import("encpipe.kms.azure_client")
+        connections = self._clients.get(None, lambda: client.Connections(self.table, self._tls))
 
-        def attempt() -> Answer:
-            try:
-                return connections.send(ask)
-            except Exception as error:  # noqa: BLE001  # mapped whole: no SDK error may leave
-                failed: EncpipeError = errors.from_sdk(error, ask)
-            raise failed  # outside the handler: the SDK's error may hold a key, so it is not even the context
-
-        return call_within(self.table.deadline, ask.service, attempt)
-
-
-class _Process:
-    """The connections of one process, made on first use. A forked child makes its own."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._connections: Connections | None = None
-
-    def inherited(self) -> _Process:
-        return _Process()
-
-    def connect(self, table: AzureKvTable, tls: TlsConfig) -> Connections:
-        with self._lock:
-            if self._connections is None:
-                self._connections = _import("encpipe.kms.azure_client").Connections(table, tls)
-            return self._connections
+        return ask_sdk(
+            self.table.deadline,
+            ask.service,
+            lambda: connections.send(ask),
+            lambda error: errors.from_sdk(error, ask),
+        )
 
 
 def _canonical(uri: str) -> str | None:
@@ -235,29 +217,9 @@ def _canonical(uri: str) -> str | None:
     return f"{SCHEME}:{found['host']}{'' if port == HTTPS_PORT else f':{port}'}{found['path']}"
 
 
-def _import(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"Azure Managed HSM needs the package {error.name}", hint="pip install 'encpipe[azure]'"
-        ) from None
-
-
-def _check_text(key: str, value: object) -> None:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{TABLE}.{key} is not a text", hint=f'write {key} = "..."')
+_import = functools.partial(import_extra, extra="azure", service="Azure Managed HSM")
 
 
 def _check_one_of(key: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigError(f"{TABLE}.{key} is unknown: {value[:60]!r}", hint=f"known: {', '.join(known)}")
-
-
-def _check_seconds(key: str, value: object) -> None:
-    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
-    if not 0 < number <= MAX_SECONDS:
-        raise ConfigError(
-            f"{TABLE}.{key} is not a number of seconds",
-            hint=f"write a number above 0 and up to {MAX_SECONDS:g}",
-        )

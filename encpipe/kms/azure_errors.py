@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from azure.core import exceptions as sdk
 from azure.identity import CredentialUnavailableError
@@ -25,6 +25,7 @@ from encpipe.errors import (
     UnwrapError,
 )
 from encpipe.kms.azure_wrapping import Ask
+from encpipe.kms.said import after_colon, first_word
 from encpipe.transport import untrusted_certificate
 
 MAX_ERROR_BYTES: Final = 1 << 16
@@ -50,7 +51,9 @@ ROLES: Final = {
     "wrapkey": "keys/wrap/action",
     "unwrapkey": "keys/unwrap/action",
 }
-"""Operation -> data action of a Managed HSM role, after `Microsoft.KeyVault/managedHsm/`."""
+"""Operation -> data action of a role, after `Microsoft.KeyVault/managedHsm/`, or `.../vaults/`."""
+VAULT: Final = ".vault."
+"""In the host of a vault, in every cloud (vault.azure.net, vault.azure.cn, ...)."""
 
 UNTIL_LATER: Final = "wrapped keys are safe; try again later"
 IS_IT_AZURE: Final = "does a proxy or a firewall between answer? a denied key says Forbidden"
@@ -73,7 +76,11 @@ class _Said:
             )
             error = answer["error"]
             inner = error.get("innererror") or {}
-            return cls(_word(error.get("code")), _word(inner.get("code")), str(error.get("message") or ""))
+            return cls(
+                first_word(error.get("code") or ""),
+                first_word(inner.get("code") or ""),
+                str(error.get("message") or ""),
+            )
         except (ManifestError, TypeError, LookupError, AttributeError):
             return cls()
 
@@ -81,7 +88,8 @@ class _Said:
 def from_answer(status: int, headers: Mapping[str, str], body: bytes, ask: Ask) -> EncpipeError:
     """The error of our tree for an answer other than 200. The caller raises it."""
     said = _Said.read(body)
-    what = f"{ask.operation} on {ask.uri}: {said.inner or said.code or 'no error code'}{_text(said, ask)}"
+    what = f"{ask.operation} on {ask.uri}: {said.inner or said.code or 'no error code'}"
+    what += after_colon(said.message, carries_key=ask.carries_key)
     if status in (408, 429) or status >= 500:
         return _unavailable(status, headers, what)
     if status == 401:
@@ -104,14 +112,14 @@ def from_answer(status: int, headers: Mapping[str, str], body: bytes, ask: Ask) 
     if status == 403 and said.code in DENIED:
         return KeyAccessDeniedError(
             f"Azure refuses {what}",
-            hint=f"assign a role with Microsoft.KeyVault/managedHsm/{ROLES[ask.operation]} on this key",
+            hint=f"assign a role with Microsoft.KeyVault/{_kind(ask)}/{ROLES[ask.operation]} on this key",
         )
     if status == 400 and said.code == "BadParameter":
         return _does_not_fit(ask, what)
     if status in (401, 403):
         return KmsError(f"{what} (HTTP {status}, no refusal that Azure is known to give)", hint=IS_IT_AZURE)
     return KmsError(
-        f"{what} (HTTP {status})", hint="is this a Managed HSM? see its documentation for the code"
+        f"{what} (HTTP {status})", hint="is this a Managed HSM or a vault? see its documentation for the code"
     )
 
 
@@ -129,7 +137,7 @@ def _does_not_fit(ask: Ask, what: str) -> EncpipeError:
         return ConfigError(
             f"{ask.uri} cannot wrap keys with {ask.algorithm}: {what}",
             hint="it must be a symmetric key of 256 bits in a Managed HSM (az keyvault key create --kty "
-            "oct-HSM --size 256); RSA keys are refused: anybody could wrap with their public half",
+            "oct-HSM --size 256); an RSA key needs algorithm RSA-OAEP-256, and signed datasets",
         )
     return UnwrapError(
         f"{ask.uri} does not open this wrapping ({what})",
@@ -192,14 +200,3 @@ def _caused_by(error: BaseException | None, kinds: tuple[type[BaseException], ..
     while error is not None and not isinstance(error, kinds):
         error = error.__cause__
     return error is not None
-
-
-def _text(said: _Said, ask: Ask) -> str:
-    """The service's own words, printable and cut; nothing when the request held a key."""
-    clean = "".join(char if char.isprintable() else " " for char in said.message[:300]).strip()
-    return f": {clean}" if clean and not ask.carries_key else ""
-
-
-def _word(code: Any) -> str:
-    """An error code as a word: whoever answers could put anything there."""
-    return found[0] if (found := re.match(r"[A-Za-z0-9.]{1,60}", str(code or ""))) else ""

@@ -18,22 +18,19 @@ spoken: no gRPC channel, so no thread of the SDK's, nothing that a fork breaks, 
 
 from __future__ import annotations
 
-import importlib
+import functools
 import re
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from encpipe import aead, transport
-from encpipe.errors import ConfigError, KmsError, MissingExtraError, UnwrapError
+from encpipe.errors import ConfigError, KmsError, UnwrapError
 from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, utc_now
 from encpipe.kms.base import KmsSettings
-from encpipe.kms.deadline import call_within
-from encpipe.kms.sdklogs import without_bodies
-from encpipe.perprocess import PerProcess
+from encpipe.kms.sdk import Clients, ask_sdk, import_extra
+from encpipe.kms.tables import read_table
 
 if TYPE_CHECKING:
     from encpipe.kms.gcp_client import Client
@@ -43,7 +40,6 @@ Answer = TypeVar("Answer")
 SCHEME: Final = "gcp-kms"
 TABLE: Final = f"kms.{SCHEME}"
 DEFAULT_ENDPOINT: Final = "https://cloudkms.googleapis.com"
-MAX_SECONDS: Final = 3600.0
 
 WRAP: Final = "cloudkms.cryptoKeyVersions.useToEncrypt"
 UNWRAP: Final = "cloudkms.cryptoKeyVersions.useToDecrypt"
@@ -69,19 +65,7 @@ class GcpKmsTable:
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> GcpKmsTable:
         """Raises `ConfigError`, code `config-unknown-key` for a key that is not one of these."""
-        known = cls.__dataclass_fields__
-        for key, value in table.items():
-            if key not in known:
-                raise ConfigError(
-                    f"the table {TABLE!r} has an unknown key {key!r}",
-                    hint=f"known keys: {', '.join(known)}",
-                    code="config-unknown-key",
-                )
-            if "str" in str(known[key].type):
-                _check_text(key, value)
-            else:
-                _check_seconds(key, value)
-        made = cls(**table)
+        made = read_table(cls, TABLE, table, needs={})
         if made.account_path is not None and not made.account_path.is_absolute():
             raise ConfigError(
                 f"{TABLE}.service_account_file is not an absolute path", hint="write it from / or ~ on"
@@ -155,17 +139,6 @@ class GcpKmsKey:
         return kek
 
 
-class _Connection:
-    """The client of one process. A forked child gets its own: sockets are not shared."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.client: Client | None = None
-
-    def inherited(self) -> _Connection:
-        return _Connection()
-
-
 class GcpKms:
     """The key service of `gcp-kms:` URIs. Makes its client on first use; safe to use from several threads.
 
@@ -177,7 +150,7 @@ class GcpKms:
         self.table = GcpKmsTable.parse(settings.table)
         self._tls = settings.tls
         transport.check_endpoint(self.table.endpoint_url, self._tls)
-        self._process = PerProcess(_Connection(), _Connection.inherited)
+        self._clients: Clients[Client] = Clients()
 
     def master_key(self, uri: str) -> MasterKey:
         """The key of this URI. Raises `ConfigError` for a malformed URI; no network call."""
@@ -200,42 +173,12 @@ class GcpKms:
         endpoint = self.table.endpoint_url
         request = errors.Request(action, key.uri, endpoint, carries_key=action == WRAP)
 
-        def attempt() -> Answer:
-            try:
-                with without_bodies():
-                    return ask(self._client(sdk))
-            except Exception as error:  # noqa: BLE001  # mapped whole: no SDK error may leave
-                failed = errors.from_sdk(error, request)
-            raise failed  # outside the handler: the SDK's error may hold a key, so it is not even the context
-
-        return call_within(self.table.deadline, endpoint, attempt)
-
-    def _client(self, sdk: ModuleType) -> Client:
-        connection = self._process.get()
-        with connection.lock:
-            if connection.client is None:
-                connection.client = sdk.Client(self.table, self._tls)
-            return connection.client
-
-
-def _import(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"Google Cloud KMS needs the package {error.name}", hint="pip install 'encpipe[gcp]'"
-        ) from None
-
-
-def _check_text(key: str, value: object) -> None:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{TABLE}.{key} is not a text", hint=f'write {key} = "..."')
-
-
-def _check_seconds(key: str, value: object) -> None:
-    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
-    if not 0 < number <= MAX_SECONDS:
-        raise ConfigError(
-            f"{TABLE}.{key} is not a number of seconds",
-            hint=f"write a number above 0 and up to {MAX_SECONDS:g}",
+        return ask_sdk(
+            self.table.deadline,
+            endpoint,
+            lambda: ask(self._clients.get(None, lambda: sdk.Client(self.table, self._tls))),
+            lambda error: errors.from_sdk(error, request),
         )
+
+
+_import = functools.partial(import_extra, extra="gcp", service="Google Cloud KMS")

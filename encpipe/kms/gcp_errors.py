@@ -26,6 +26,7 @@ from encpipe.errors import (
     KmsUnavailableError,
     UnwrapError,
 )
+from encpipe.kms.said import after_colon, first_word
 from encpipe.transport import untrusted_certificate
 
 READ_ERRORS: Final = (ParseError, ValueError, TypeError, LookupError, AttributeError)
@@ -110,7 +111,8 @@ def from_sdk(error: BaseException, request: Request) -> EncpipeError:
 
 def _from_answer(refusal: _Refusal, request: Request) -> EncpipeError:
     status, http = refusal.status, refusal.http
-    what = f"{request.action} on {request.uri}: {status or f'HTTP {http}'}{_text(refusal, request)}"
+    what = f"{request.action} on {request.uri}: {status or f'HTTP {http}'}"
+    what += after_colon(refusal.said, carries_key=request.carries_key)
     if status == "RESOURCE_EXHAUSTED" or http == 429:
         return KmsUnavailableError(f"Google Cloud KMS is throttling: {what}", hint=UNTIL_LATER)
     if status in UNAVAILABLE or http >= 500:
@@ -243,12 +245,5 @@ def _from_connection(error: BaseException, request: Request) -> EncpipeError:
     )
 
 
-def _text(refusal: _Refusal, request: Request) -> str:
-    """The service's own words, printable and cut; nothing when the request held a key."""
-    clean = "".join(char if char.isprintable() else " " for char in refusal.said[:300]).strip()
-    return f": {clean}" if clean and not request.carries_key else ""
-
-
 def _word(value: object) -> str:
-    """A status or reason as a word: whoever answers could put anything there."""
-    return found[0] if (found := re.match(r"[A-Z0-9_]{1,60}", str(value))) else ""
+    return first_word(value, of="A-Z0-9_")

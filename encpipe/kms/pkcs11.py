@@ -16,18 +16,18 @@ PKCS#11 has no key versions: `version` is empty, and a new key has a new label o
 
 from __future__ import annotations
 
-import importlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from encpipe.errors import EncpipeError, MissingExtraError, UnwrapError
+from encpipe.errors import EncpipeError, UnwrapError
 from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, utc_now
 from encpipe.kms.base import Destroyed, KmsSettings
 from encpipe.kms.deadline import call_within
 from encpipe.kms.pkcs11_pin import PinSource
 from encpipe.kms.pkcs11_settings import HEADS, KeyPlace, Mechanism, Pkcs11Table
+from encpipe.kms.sdk import import_extra
 from encpipe.kms.signer import PublicKey, Signer
 
 if TYPE_CHECKING:
@@ -197,10 +197,4 @@ class Pkcs11Kms:
         return answer
 
 
-def _import(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"PKCS#11 needs the package {error.name}", hint="pip install 'encpipe[pkcs11]'"
-        ) from None
+_import = functools.partial(import_extra, extra="pkcs11", service="PKCS#11")

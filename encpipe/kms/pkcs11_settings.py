@@ -11,10 +11,10 @@ from typing import Any, Final, Literal
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from encpipe.errors import ConfigError
+from encpipe.kms.tables import check_known, check_seconds
 
 SCHEME: Final = "pkcs11"
 TABLE: Final = f"kms.{SCHEME}"
-MAX_SECONDS: Final = 3600.0
 MAX_LABEL_BYTES: Final = {"token": 32, "serial": 16, "object": 255, "id": 255}
 """Attribute of a URI -> how long it may be. Token label and serial number have that length in PKCS#11."""
 
@@ -89,14 +89,7 @@ class Pkcs11Table:
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> Pkcs11Table:
         """Raises `ConfigError`, code `config-unknown-key` for a key that is not one of these."""
-        known = cls.__dataclass_fields__
-        for key in table:
-            if key not in known:
-                raise ConfigError(
-                    f"the table {TABLE!r} has an unknown key {key!r}",
-                    hint=f"known keys: {', '.join(known)}",
-                    code="config-unknown-key",
-                )
+        check_known(TABLE, table, cls.__dataclass_fields__)
         if "module" not in table:
             raise ConfigError(
                 f"{TABLE}.module is not set",
@@ -132,12 +125,7 @@ def _check_mechanism(value: object) -> None:
 
 
 def _check_deadline(value: object) -> None:
-    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
-    if not 0 < number <= MAX_SECONDS:
-        raise ConfigError(
-            f"{TABLE}.deadline is not a number of seconds",
-            hint=f"write a number above 0 and up to {MAX_SECONDS:g}",
-        )
+    check_seconds(TABLE, "deadline", value)
 
 
 _CHECKS: Final = {

@@ -23,12 +23,11 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import importlib
+import functools
 import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from encpipe import transport
@@ -38,12 +37,12 @@ from encpipe.errors import (
     KeyAccessDeniedError,
     KeyNotFoundError,
     KmsError,
-    MissingExtraError,
     UnwrapError,
 )
 from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, utc_now
 from encpipe.kms.base import Destroyed, KmsSettings
 from encpipe.kms.deadline import call_within
+from encpipe.kms.sdk import import_extra
 from encpipe.kms.signer import Signer
 from encpipe.kms.vault_signing import VaultSigner
 from encpipe.kms.vault_table import SEGMENT, VaultTable
@@ -264,10 +263,4 @@ def _kek(plaintext: object) -> Secret | None:
     return Secret(raw) if len(raw) == KEY_BYTES else None
 
 
-def _import(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"Vault needs the package {error.name}", hint="pip install 'encpipe[vault]'"
-        ) from None
+_import = functools.partial(import_extra, extra="vault", service="Vault")

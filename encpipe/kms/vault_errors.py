@@ -22,6 +22,7 @@ from encpipe.errors import (
     KmsUnavailableError,
     UnwrapError,
 )
+from encpipe.kms.said import printable
 from encpipe.transport import untrusted_certificate
 
 DOES_NOT_OPEN: Final = re.compile(
@@ -180,5 +181,4 @@ def _shown(said: Sequence[str] | None, request: Request) -> str:
     """The service's own words, printable and cut."""
     if not said or request.holds_secret:
         return "refused"
-    clean = "".join(char if char.isprintable() else " " for char in "; ".join(said)[:300]).strip()
-    return clean or "refused"
+    return printable("; ".join(said)) or "refused"

@@ -12,9 +12,9 @@ from typing import Any, Final
 from encpipe.errors import ConfigError
 from encpipe.keys import Secret
 from encpipe.kms import privatefile
+from encpipe.kms.tables import read_table
 
 TABLE: Final = "kms.vault"
-MAX_SECONDS: Final = 3600.0
 MAX_CREDENTIAL_BYTES: Final = 16_384
 """A token, role id or secret id may be this long; a batch token has some hundred bytes."""
 
@@ -49,25 +49,8 @@ class VaultTable:
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> VaultTable:
         """Raises `ConfigError`: `config-unknown-key`, `config-missing` without an address, else `config`."""
-        known = cls.__dataclass_fields__
-        for key, value in table.items():
-            if key not in known:
-                raise ConfigError(
-                    f"the table {TABLE!r} has an unknown key {key!r}",
-                    hint=f"known keys: {', '.join(known)}",
-                    code="config-unknown-key",
-                )
-            if "str" in str(known[key].type):
-                _check_text(key, value)
-            else:
-                _check_seconds(key, value)
-        if "address" not in table:
-            raise ConfigError(
-                f"{TABLE}.address is not set",
-                hint='write address = "https://HOST:8200" (VAULT_ADDR does not count)',
-                code="config-missing",
-            )
-        parsed = cls(**table)
+        needs = {"address": 'write address = "https://HOST:8200" (VAULT_ADDR does not count)'}
+        parsed = read_table(cls, TABLE, table, needs=needs)
         parsed._check_credentials()
         return parsed
 
@@ -134,17 +117,3 @@ def _read(reference: str, what: str) -> Secret:
     if len(value) > MAX_CREDENTIAL_BYTES or not _CREDENTIAL.fullmatch(value):
         raise ConfigError(f"{what}: {reference} holds no token or id", hint="one word of printable ASCII")
     return Secret(value)
-
-
-def _check_text(key: str, value: object) -> None:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{TABLE}.{key} is not a text", hint=f'write {key} = "..."')
-
-
-def _check_seconds(key: str, value: object) -> None:
-    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
-    if not 0 < number <= MAX_SECONDS:
-        raise ConfigError(
-            f"{TABLE}.{key} is not a number of seconds",
-            hint=f"write a number above 0 and up to {MAX_SECONDS:g}",
-        )

@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import os
-import socket
-import sys
-import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from keyservicefailures import CONTEXT, KEK, KEK_BASE64, KeyServiceFailures, Listen, Nobody, Reach, failed
 from servers.aws import Kms as Server
-from servers.ca import CertificateAuthority, IssuedCertificate
+from servers.ca import IssuedCertificate
 
 from encpipe.config import TlsConfig
 from encpipe.errors import (
     ConfigError,
-    EncpipeError,
     KeyAccessDeniedError,
     KeyNotFoundError,
     KmsError,
     KmsUnavailableError,
-    MissingExtraError,
     UnwrapError,
 )
-from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey
+from encpipe.keys import MasterKey, WrappedKey
 from encpipe.kms.aws import AwsKms
 from encpipe.kms.base import KmsSettings
 from encpipe.testing.faultproxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.server
 
-CONTEXT = KeyContext("d" * 32, "footer", "e" * 32)
-KEK = Secret(bytes(range(100, 132)))
-KEK_BASE64 = base64.b64encode(KEK.reveal()).decode()
 JSON = {"Content-Type": "application/x-amz-json-1.1"}
 
 
@@ -55,17 +46,35 @@ def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def proxy(roto_kms: Server) -> Iterator[FaultProxy]:
+def listen(roto_kms: Server) -> Listen:
     upstream = urlsplit(roto_kms.endpoint)
     assert upstream.hostname is not None
     assert upstream.port is not None
-    with FaultProxy(upstream.hostname, upstream.port) as running:
+    host, port = upstream.hostname, upstream.port
+
+    def make(certificate: IssuedCertificate | None = None, client_ca: Path | None = None) -> FaultProxy:
+        return FaultProxy(host, port, tls_listen=certificate and certificate.server_context(client_ca))
+
+    return make
+
+
+@pytest.fixture
+def proxy(listen: Listen) -> Iterator[FaultProxy]:
+    with listen() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def arn(roto_kms: Server) -> str:
     return roto_kms.create_key()
+
+
+@pytest.fixture
+def reach(arn: str) -> Reach:
+    def make(where: FaultProxy | Nobody, tls: TlsConfig | None = None, **table: Any) -> MasterKey:
+        return service(where.url, tls, **table).master_key(f"aws-kms:{arn}")
+
+    return make
 
 
 @pytest.fixture
@@ -94,21 +103,18 @@ def answers(**fields: str) -> Fault:
     return Fault("status", code=200, body=json.dumps(fields).encode(), headers=JSON)
 
 
-def failed(key: MasterKey, wrapped: WrappedKey, error: type[EncpipeError]) -> EncpipeError:
-    """The error of an unwrap: exactly of this class, with a hint, and without the SDK's behind it."""
-    with pytest.raises(error) as caught:
-        key.unwrap(wrapped, aad=CONTEXT)
-    assert type(caught.value) is error
-    assert caught.value.hint
-    assert caught.value.__cause__ is None
-    behind = caught.value.__context__
-    assert behind is None or (caught.value.__suppress_context__ and "boto" not in type(behind).__module__)
-    return caught.value
-
-
-@pytest.mark.parametrize(
-    ("fault", "error", "code", "text"),
-    [
+class TestFailures(KeyServiceFailures):
+    extra = "aws"
+    sdk_modules = ("boto3",)
+    logs = "botocore"
+    ca_variables = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+    foreign_uris = (f"aws-kms:arn:aws:kms:us-east-1:123456789012:key/{'0' * 12}", "aws-kms:alias/x")
+    busy = says("ThrottlingException")
+    repeats_key = tuple(
+        says(word, f"bad plaintext {KEK_BASE64}")
+        for word in ("ValidationException", "AccessDeniedException", "Odd")
+    )
+    refusals = (
         (says("AccessDeniedException", "User: u is not"), KeyAccessDeniedError, "key-denied", "kms:Decrypt"),
         (says("AnythingElse", code=403), KmsError, "kms", "proxy"),
         (says("AnythingElse", code=401), KmsError, "kms", "proxy"),
@@ -135,25 +141,22 @@ def failed(key: MasterKey, wrapped: WrappedKey, error: type[EncpipeError]) -> En
         (says("InvalidKeyUsageException"), ConfigError, "config", "ENCRYPT_DECRYPT"),
         (says("ValidationException"), KmsError, "kms", "ValidationException"),
         (says("\x1b[31m" + "x" * 5000), KmsError, "kms", "no error code"),
-    ],
-    ids=lambda value: value.body.decode()[11:38] if isinstance(value, Fault) else "",
-)
-def test_refusals_are_told_apart_and_not_tried_again(
-    key: MasterKey,
-    wrapped: WrappedKey,
-    proxy: FaultProxy,
-    fault: Fault,
-    error: type[EncpipeError],
-    code: str,
-    text: str,
-) -> None:
-    proxy.faults = [Fault(fault.kind, code=fault.code, body=fault.body, headers=fault.headers)]
-    refusal = failed(key, wrapped, error)
-    assert refusal.code == code
-    assert text in f"{refusal.message} {refusal.hint}"
-    assert len(refusal.message) < 1000
-    assert refusal.message.isprintable()
-    assert proxy.operations == ["Decrypt"]
+    )
+    passing = (
+        says("ThrottlingException", times=2),
+        says("LimitExceededException", times=2),
+        says("KMSInternalException", code=500, times=2),
+        says("KeyUnavailableException", code=500, times=2),
+        says("DependencyTimeoutException", code=503, times=2),
+        says("KMSInvalidStateException", "arn:x is unavailable: its key store is not connected", times=2),
+        says("KMSInvalidStateException", times=2),
+        Fault("status", code=503, body=b"<html>", times=2),
+        Fault("status", code=429, times=2),
+        Fault("reset", times=2),
+        Fault("drop_answer", times=2),
+        Fault("truncate", times=2),
+        Fault("shorten", times=2),
+    )
 
 
 def test_absent_key(roto_kms: Server, arn: str, wrapped: WrappedKey) -> None:
@@ -176,47 +179,6 @@ def test_disabled_key(roto_kms: Server) -> None:
     client.close()
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        says("ThrottlingException", times=2),
-        says("LimitExceededException", times=2),
-        says("KMSInternalException", code=500, times=2),
-        says("KeyUnavailableException", code=500, times=2),
-        says("DependencyTimeoutException", code=503, times=2),
-        says("KMSInvalidStateException", "arn:x is unavailable: its key store is not connected", times=2),
-        says("KMSInvalidStateException", times=2),
-        Fault("status", code=503, body=b"<html>", times=2),
-        Fault("status", code=429, times=2),
-        Fault("reset", times=2),
-        Fault("drop_answer", times=2),
-        Fault("truncate", times=2),
-        Fault("shorten", times=2),
-    ],
-    ids=lambda fault: f"{fault.kind} {fault.body.decode()[11:30]}",
-)
-def test_passing_faults_are_tried_again(
-    key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy, fault: Fault
-) -> None:
-    proxy.faults = [fault]
-    fault.hits = 0
-    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-    assert proxy.operations == ["Decrypt"] * 3
-
-
-def test_throttling_that_lasts_is_an_outage_within_the_deadline(
-    arn: str, wrapped: WrappedKey, proxy: FaultProxy
-) -> None:
-    key = service(proxy.url, deadline=1).master_key(f"aws-kms:{arn}")
-    key.unwrap(wrapped, aad=CONTEXT)
-    proxy.faults = [says("ThrottlingException")]
-    start = time.monotonic()
-    error = failed(key, wrapped, KmsUnavailableError)
-    assert time.monotonic() - start < 3
-    assert "throttling" in error.message
-    assert len(proxy.operations) > 2
-
-
 def test_a_disconnected_key_store_is_an_outage(arn: str, wrapped: WrappedKey, proxy: FaultProxy) -> None:
     """A denial would let `on_missing_key` go on without the columns."""
     key = service(proxy.url, deadline=0.5).master_key(f"aws-kms:{arn}")
@@ -224,34 +186,6 @@ def test_a_disconnected_key_store_is_an_outage(arn: str, wrapped: WrappedKey, pr
     error = failed(key, wrapped, KmsUnavailableError)
     assert error.code == "kms-unavailable"
     assert "key store" in f"{error.message} {error.hint}"
-
-
-@pytest.mark.parametrize("fault", [Fault("stall"), Fault("delay", seconds=60)], ids=["stall", "delay"])
-@pytest.mark.parametrize("read_timeout", [0.2, 60])
-def test_a_slow_service_is_given_up_at_the_deadline(
-    arn: str, wrapped: WrappedKey, proxy: FaultProxy, fault: Fault, read_timeout: float
-) -> None:
-    proxy.faults = [fault]
-    key = service(proxy.url, deadline=1, read_timeout=read_timeout).master_key(f"aws-kms:{arn}")
-    start = time.monotonic()
-    failed(key, wrapped, KmsUnavailableError)
-    assert time.monotonic() - start < 4
-
-
-def test_no_server_is_an_outage(arn: str, wrapped: WrappedKey) -> None:
-    with socket.socket() as taken:  # bound, not listening: nobody else can listen there meanwhile
-        taken.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        key = service(endpoint, deadline=0.3).master_key(f"aws-kms:{arn}")
-        assert endpoint in failed(key, wrapped, KmsUnavailableError).message
-
-
-def test_redirects_are_not_followed(key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy) -> None:
-    elsewhere = {"Location": f"{proxy.url}/elsewhere"}
-    proxy.faults = [Fault("status", code=code, headers=elsewhere, times=1) for code in (301, 307, 308)]
-    for _ in range(3):
-        failed(key, wrapped, KmsError)
-    assert proxy.requests == [("POST", "/")] * 3
 
 
 def test_an_answer_for_another_key_is_refused(
@@ -262,119 +196,6 @@ def test_an_answer_for_another_key_is_refused(
     failed(key, wrapped, UnwrapError)
     with pytest.raises(KmsError, match="another key"):
         key.wrap(KEK, aad=CONTEXT)
-
-
-def test_a_plaintext_that_is_no_kek_is_refused(
-    key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy, arn: str
-) -> None:
-    proxy.faults = [answers(KeyId=arn, Plaintext=base64.b64encode(b"short").decode())]
-    failed(key, wrapped, UnwrapError)
-
-
-def test_a_wrapping_of_another_key_is_refused_without_asking(
-    key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy, arn: str
-) -> None:
-    for foreign in (f"aws-kms:{arn[:-12]}{'0' * 12}", "local:default", "aws-kms:alias/x", ""):
-        failed(key, WrappedKey(foreign, wrapped.blob, "", ""), UnwrapError)
-    assert proxy.requests == []
-
-
-def test_what_the_service_says_is_not_shown_when_it_could_be_the_key(
-    key: MasterKey, proxy: FaultProxy
-) -> None:
-    for word in ("AccessDeniedException", "ValidationException", "Odd"):
-        proxy.faults = [says(word, f"bad plaintext {KEK_BASE64}")]
-        with pytest.raises(KmsError) as refused:
-            key.wrap(KEK, aad=CONTEXT)
-        assert KEK_BASE64 not in f"{refused.value.message} {refused.value.hint}"
-
-
-def test_debug_logs_hold_no_key(key: MasterKey, proxy: FaultProxy, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.NOTSET)
-    proxy.faults = [Fault("reset", times=1)]
-    wrapped = key.wrap(KEK, aad=CONTEXT)
-    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-    proxy.faults = [says("ValidationException", KEK_BASE64)]
-    failed(key, wrapped, KmsError)
-    assert "botocore" in caplog.text
-    for spelling in (KEK_BASE64, repr(KEK.reveal())[2:-1], KEK.reveal().hex()):
-        assert spelling not in caplog.text
-    logging.getLogger("botocore.endpoint").debug("others may log")
-    assert "others may log" in caplog.text
-
-
-def test_plain_http_beyond_loopback_is_refused_before_any_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_network(*_: Any, **__: Any) -> None:
-        raise AssertionError("this must not touch the network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    monkeypatch.setattr(socket.socket, "connect", no_network)
-    for endpoint in ("http://kms.example", "http://10.0.0.1:9000", "http://localhost.example"):
-        with pytest.raises(ConfigError) as refused:
-            service(endpoint)
-        assert refused.value.code == "insecure-transport"
-
-
-def tls_proxy(roto_kms: Server, certificate: IssuedCertificate, client_ca: Path | None = None) -> FaultProxy:
-    upstream = urlsplit(roto_kms.endpoint)
-    assert upstream.hostname is not None
-    assert upstream.port is not None
-    return FaultProxy(upstream.hostname, upstream.port, tls_listen=certificate.server_context(client_ca))
-
-
-def test_tls_with_the_configured_ca_whatever_the_environment_says(
-    roto_kms: Server,
-    ca: CertificateAuthority,
-    arn: str,
-    wrapped: WrappedKey,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stranger = CertificateAuthority.create(tmp_path / "stranger")
-    with tls_proxy(roto_kms, ca.server()) as proxy:
-        for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
-            monkeypatch.setenv(name, str(stranger.path))
-        trusting = service(proxy.url, TlsConfig(ca_file=ca.path)).master_key(f"aws-kms:{arn}")
-        assert trusting.unwrap(wrapped, aad=CONTEXT) == KEK
-        for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
-            monkeypatch.setenv(name, str(ca.path))
-        asked = len(proxy.requests)
-        doubting = service(proxy.url, TlsConfig(ca_file=stranger.path)).master_key(f"aws-kms:{arn}")
-        assert failed(doubting, wrapped, ConfigError).code == "untrusted-certificate"
-        assert len(proxy.requests) == asked
-
-
-@pytest.mark.parametrize("flaw", ["untrusted CA", "self-signed", "expired", "wrong host"])
-def test_a_certificate_with_a_flaw_is_refused_at_once(
-    roto_kms: Server, ca: CertificateAuthority, arn: str, wrapped: WrappedKey, flaw: str
-) -> None:
-    certificate = {
-        "untrusted CA": ca.server,
-        "self-signed": ca.self_signed,
-        "expired": lambda: ca.server(expired=True),
-        "wrong host": lambda: ca.server(wrong_host=True),
-    }[flaw]()
-    tls = TlsConfig() if flaw == "untrusted CA" else TlsConfig(ca_file=ca.path)
-    with tls_proxy(roto_kms, certificate) as proxy:
-        error = failed(service(proxy.url, tls).master_key(f"aws-kms:{arn}"), wrapped, ConfigError)
-        assert error.code == "untrusted-certificate"
-        assert "tls.ca_file" in error.hint
-        assert proxy.requests == []
-
-
-def test_mutual_tls(roto_kms: Server, ca: CertificateAuthority, arn: str, wrapped: WrappedKey) -> None:
-    own = ca.client()
-    with tls_proxy(roto_kms, ca.server(), client_ca=ca.path) as proxy:
-        known = service(proxy.url, TlsConfig(ca.path, own.cert, own.key)).master_key(f"aws-kms:{arn}")
-        assert known.unwrap(wrapped, aad=CONTEXT) == KEK
-        unknown = service(proxy.url, TlsConfig(ca.path), deadline=1).master_key(f"aws-kms:{arn}")
-        failed(unknown, wrapped, KmsUnavailableError)
-
-
-def test_a_missing_ca_file_is_a_config_error(arn: str, wrapped: WrappedKey, tmp_path: Path) -> None:
-    tls = TlsConfig(ca_file=tmp_path / "missing.pem")
-    key = service("https://127.0.0.1:9", tls).master_key(f"aws-kms:{arn}")
-    assert "missing.pem" in failed(key, wrapped, ConfigError).message
 
 
 def test_endpoints_and_proxies_of_the_environment_do_not_count(
@@ -390,14 +211,16 @@ def test_the_endpoint_of_the_environment_is_not_used_without_a_configured_one(
     arn: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", proxy.url)
-    client = AwsKms(KmsSettings())._client("eu-central-1")
+    client = AwsKms(KmsSettings())._connect("eu-central-1")
     assert client.meta.endpoint_url == "https://kms.eu-central-1.amazonaws.com"
 
 
 def test_the_region_of_the_arn_comes_before_the_tables(roto_kms: Server, arn: str) -> None:
     kms = service(roto_kms.endpoint, region="eu-west-1")
     kms.master_key(f"aws-kms:{arn}").wrap(KEK, aad=CONTEXT)
-    assert [client.meta.region_name for client in kms._clients.by_region.values()] == ["us-east-1"]
+    assert [client.meta.region_name for client in kms._clients._process.get().clients.values()] == [
+        "us-east-1"
+    ]
 
 
 def test_no_credentials_profile_or_region_are_config_errors(
@@ -412,26 +235,8 @@ def test_no_credentials_profile_or_region_are_config_errors(
     assert "credentials" in failed(key, wrapped, ConfigError).message
 
 
-def test_without_boto3_the_error_is_the_pip_command(
-    key: MasterKey, wrapped: WrappedKey, monkeypatch: pytest.MonkeyPatch
+def test_a_plaintext_that_is_no_kek_is_refused(
+    key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy, arn: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "boto3", None)
-    assert failed(key, wrapped, MissingExtraError).hint == "pip install 'encpipe[aws]'"
-
-
-def test_a_forked_child_opens_connections_of_its_own(roto_kms: Server, arn: str, wrapped: WrappedKey) -> None:
-    kms = service(roto_kms.endpoint)
-    key = kms.master_key(f"aws-kms:{arn}")
-    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-    before = set(map(id, kms._clients.by_region.values()))
-    kms._clients.lock.acquire()  # as if another thread were connecting: the child must not wait for it
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of a fork with threads
-        child = os.fork()
-    if child == 0:
-        opened = key.unwrap(wrapped, aad=CONTEXT) == KEK
-        own = before.isdisjoint(map(id, kms._clients.by_region.values()))
-        os._exit(0 if opened and own else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    kms._clients.lock.release()
-    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
+    proxy.faults = [answers(KeyId=arn, Plaintext=base64.b64encode(b"short").decode())]
+    failed(key, wrapped, UnwrapError)

@@ -662,14 +662,14 @@ def test_a_forked_child_opens_connections_of_its_own(
     kms = service()
     key = kms.master_key(uri)
     assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-    parents = kms._process.get()
-    parents._lock.acquire()  # as if another thread were connecting: the child must not wait for it
+    parents = kms._clients._process.get()
+    parents.lock.acquire()  # as if another thread were connecting: the child must not wait for it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of a fork with threads
         child = os.fork()
     if child == 0:
         opened = key.unwrap(wrapped, aad=CONTEXT) == KEK
-        os._exit(0 if opened and kms._process.get()._connections is not parents._connections else 1)
+        os._exit(0 if opened and kms._clients._process.get() is not parents else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    parents._lock.release()
+    parents.lock.release()
     assert key.unwrap(wrapped, aad=CONTEXT) == KEK

@@ -674,8 +674,7 @@ def test_refused_credentials_are_renewed_once_more_and_then_told(
 def test_tokens_are_renewed_before_they_expire(kms: GcpKms, key: MasterKey, wrapped: WrappedKey) -> None:
     """A job of a week outlives its first token, which is good for an hour."""
     assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-    client = kms._process.get().client
-    assert client is not None
+    client = kms._clients._process.get().clients[None]
     credentials: Any = client._service.transport._credentials
     jwt = credentials._jwt_credentials or credentials
     for held in {id(c): c for c in (credentials, jwt)}.values():
@@ -739,14 +738,14 @@ def test_a_forked_child_opens_connections_of_its_own(gcp_kms: Gcp, name: str, wr
     kms = service(gcp_kms)
     key = kms.master_key(f"gcp-kms:{name}")
     assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-    connection = kms._process.get()
+    connection = kms._clients._process.get()
     connection.lock.acquire()  # as if another thread were connecting: the child must not wait for it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of a fork with threads
         child = os.fork()
     if child == 0:
         opened = key.unwrap(wrapped, aad=CONTEXT) == KEK
-        own = kms._process.get().client is not connection.client
+        own = kms._clients._process.get().clients[None] is not connection.clients[None]
         os._exit(0 if opened and own else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     connection.lock.release()
