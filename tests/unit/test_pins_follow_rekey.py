@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,12 +31,19 @@ THIRD = ORIGINAL.parse()
 KEKS = {**ORIGINAL.keks, **{f"{n}" * 32: Secret.random(32) for n in (1, 2)}}
 
 
-def after(before: Manifest, *, footer: str | None = None, mac: bool = True, keep: int = 16) -> Manifest:
+def after(
+    before: Manifest,
+    *,
+    footer: str | None = None,
+    mac: bool = True,
+    keep: int = 16,
+    keks: Mapping[str, Secret] = KEKS,
+) -> Manifest:
     """The next generation: an append, or with `footer` a re-key to that KEK, MACed under the one before."""
-    keks = before.core.keks
+    records = before.core.keks
     if footer is not None:
-        keks = tuple(replace(kek, state="retired") if kek.key_name == "footer" else kek for kek in keks)
-        keks += (record("footer", KEKS[footer], kek_id=footer),)
+        records = tuple(replace(k, state="retired") if k.key_name == "footer" else k for k in records)
+        records += (record("footer", keks[footer], kek_id=footer),)
     core = Core(
         dataset_id=DATASET_ID,
         generation=before.core.generation + 1,
@@ -45,14 +52,14 @@ def after(before: Manifest, *, footer: str | None = None, mac: bool = True, keep
         footer_key="footer",
         list_id=LIST_ID,
         list_sha256=hashlib.sha256(b"list").digest(),
-        keks=keks,
+        keks=records,
     )
     data = manifest.build(
         core,
         revision=before.revision + 1,
         wrappings={},
         retained=before.history[len(before.history) - keep :] if keep else (),
-        keks=KEKS,
+        keks=keks,
         footer_before=before.core.footer_kek.id if mac else None,
     )
     return manifest.parse(data)
@@ -123,14 +130,6 @@ def with_mac_of_another_core() -> Manifest:
     return replace(REKEYED, head=replace(head, macs=macs))
 
 
-def under_another_kek_of_that_id() -> Manifest:
-    """Whoever forges it has no wrapping of the pinned KEK, and commits to one of his own under its id."""
-    forged = tuple(
-        replace(kek, commitment=bytes(32)) if kek.id == FIRST else kek for kek in REKEYED.core.keks
-    )
-    return replace(REKEYED, head=replace(REKEYED.head, core=replace(REKEYED.core, keks=forged)))
-
-
 def with_the_pinned_id_for_another_kek() -> Manifest:
     keks = tuple(replace(kek, commitment=bytes(32)) if kek.id == FIRST else kek for kek in THIRD.core.keks)
     core = replace(THIRD.core, keks=keks, generation=4)
@@ -140,10 +139,23 @@ def with_the_pinned_id_for_another_kek() -> Manifest:
 FORGED = {
     "no MAC under the old footer KEK": without_mac,
     "the MAC of another core": with_mac_of_another_core,
-    "another KEK under the old id": under_another_kek_of_that_id,
     "another KEK under the id of the footer KEK": with_the_pinned_id_for_another_kek,
     "the generation that was re-keyed is gone": lambda: after(REKEYED, keep=0),
 }
+
+
+def test_a_kek_of_one_s_own_under_the_pinned_id_vouches_for_nothing(path: Path) -> None:
+    """Whoever may wrap under the footer's master key makes a KEK, calls it as the pinned one, and a dataset
+    that is whole: each MAC fits, under the KEKs it commits to."""
+    own = {**KEKS, FIRST: Secret.random(32)}
+    keks = tuple(
+        record("footer", own[kek.id], kek_id=kek.id) if kek.id == FIRST else kek for kek in THIRD.core.keks
+    )
+    third = replace(THIRD, head=replace(THIRD.head, core=replace(THIRD.core, keks=keks)))
+    forged = after(third, footer=ONE, keks=own)
+    forged.head.check(FIRST, own[FIRST])
+    with pytest.raises(StaleDatasetError, match="another footer KEK than the one that was pinned"):
+        PinStore(path).check_and_record(URL, forged, own.__getitem__)
 
 
 @pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
