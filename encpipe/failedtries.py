@@ -1,4 +1,4 @@
-"""Which failure to report where several wrappings of one KEK were tried and none opened it."""
+"""Which failure to report where the wrappings of a KEK were tried and none opened it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from encpipe.errors import (
     KmsError,
     KmsUnavailableError,
     ShreddedError,
+    SignatureError,
     UntrustedKeyError,
 )
 
@@ -27,6 +28,16 @@ _TELLING: Final = (
     (KmsError, 2),
     (ConfigError, 3),
 )
+
+
+def unvouched(key_name: str, uri: str) -> SignatureError:
+    """The error for a wrapping that anybody can make (`public_key_wrap`), with no signature and no pin."""
+    return SignatureError(
+        f"anybody who has the public half of {uri} can make a wrapping of key name {key_name!r}, and nothing "
+        "vouches for this one",
+        hint="have the dataset signed and name its signer in trust.signers, or pin what you know "
+        "(expect_core=); a stopped write that nobody signed is thrown away with --restart",
+    )
 
 
 def most_telling(failures: Iterable[EncpipeError], key_name: str) -> EncpipeError:

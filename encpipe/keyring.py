@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -22,8 +22,8 @@ from encpipe.errors import (
     ShreddedError,
     UnwrapError,
 )
-from encpipe.failedtries import most_telling
-from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey
+from encpipe.failedtries import most_telling, unvouched
+from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, is_public_key_wrap
 from encpipe.kms.deadline import one_deadline
 from encpipe.manifest import KekRecord
 from encpipe.partitionkeks import PartitionKek, PartitionKeks, Values
@@ -119,8 +119,10 @@ class DatasetKeys:
     With `max_age` (seconds) a KEK is asked for again after that time: a denial then stops the reader, an
     outage is bridged for `grace` seconds more. `check` is called with every KEK before it is used. Threads
     that wait for an unwrap share its outcome, failures too. A forked child goes on with the KEKs that were
-    held at the fork. Where `reread` is set and no wrapping of a KEK opens, it is called once:
-    a re-wrap may have replaced them.
+    held at the fork. A wrapping that anybody can make (`public_key_wrap`) is opened only for the KEKs in
+    `vouched`: those whose commitment stands in a core, or journal, that a trusted signer signed or that was
+    pinned; and `check` must compare them with just that one. Where `reread` is set and no wrapping of a KEK
+    opens, it is called once: a re-wrap may have replaced them.
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class DatasetKeys:
         max_age: float | None = None,
         grace: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        vouched: Collection[str] = (),
     ) -> None:
         self._dataset_id = dataset_id
         self._process = PerProcess(
@@ -145,6 +148,7 @@ class DatasetKeys:
         self.max_age = max_age
         self.grace = grace
         self._clock = clock
+        self._vouched = frozenset(vouched)
         self.reread: Reread | None = None
         self.partitions = PartitionKeks(dataset_id)
         """The KEKs of partitions, opened under those that are held here."""
@@ -299,6 +303,8 @@ class DatasetKeys:
         context = KeyContext(self._dataset_id, record.key_name, record.id)
         process = self._process.get()
         master = self._master_keys.get(wrapped.master_key, key_name=record.key_name)
+        if is_public_key_wrap(master) and record.id not in self._vouched:
+            raise unvouched(record.key_name, master.uri)
         try:
             kek = master.unwrap(wrapped, aad=context)
             if len(kek) != KEY_BYTES:

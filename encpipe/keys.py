@@ -138,6 +138,10 @@ class MasterKey(Protocol):
     `UnwrapError` and returns nothing. `binds_context` tells whether the service itself authenticates the
     context; where it is False the back end binds it by other means (docs/format.md, "KEK wrapping").
 
+    A wrapping says that somebody who may wrap made it. Keys of which that is not true, as their public half
+    is all it takes to wrap (RSA), say so: `public_key_wrap = True`. What they open counts only where a
+    signature or a pin vouches for the KEK (`encpipe.keyring`).
+
     Both raise `KmsUnavailableError`, `KeyAccessDeniedError`, `KeyNotFoundError` or `KmsError`, never an
     error of the service's SDK. Both are safe to call from several threads.
     """
@@ -159,3 +163,8 @@ class MasterKey(Protocol):
     def unwrap(self, wrapped: WrappedKey, *, aad: KeyContext) -> Secret:
         """Open a wrapping made by `wrap` under the same context."""
         ...
+
+
+def is_public_key_wrap(key: MasterKey) -> bool:
+    """Whether a wrapping that this master key opens may be anybody's."""
+    return bool(getattr(key, "public_key_wrap", False))

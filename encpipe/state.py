@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec
@@ -46,6 +46,8 @@ class State:
     files: FileList
     keys: DatasetKeys
     manifest_bytes: bytes = field(repr=False)
+    is_pinned: bool = False
+    """Whether `expect_core` named this very generation."""
 
     def __post_init__(self) -> None:
         self.keys.partitions.learn(self.files.partition_keks)
@@ -140,7 +142,8 @@ def _load(
     view = found.head if generation is None else found.generation(generation)
     if pins is not None:
         pins.check(found, view)
-    return _checked(storage, master_keys, data, found, view, max_key_age, key_grace, signers)
+    pinned = pins is not None and pins.expect_core is not None
+    return _checked(storage, master_keys, data, found, view, max_key_age, key_grace, signers, pinned=pinned)
 
 
 def _checked(
@@ -152,14 +155,20 @@ def _checked(
     max_key_age: float | None,
     key_grace: float,
     signers: Sequence[str] | None = None,
+    *,
+    pinned: bool = False,
 ) -> State:
-    signing.check(view, master_keys.config.trust.signers if signers is None else signers)
+    trusted = master_keys.config.trust.signers if signers is None else signers
+    signing.check(view, trusted)
     cores = (found.head,) if view is found.head else (found.head, view)
-    keys = dataset_keys(found, cores, master_keys, max_age=max_key_age, grace=key_grace)
+    vouched = {tagged.digest for tagged in cores if signing.is_signed(tagged, trusted)}
+    if pinned:
+        vouched.add(view.digest)
+    keys = dataset_keys(found, cores, master_keys, max_age=max_key_age, grace=key_grace, vouched=vouched)
     keys.reread = lambda: wrappings_now(storage, found)
     found.check_all(keys.kek(found.core.footer_kek.id))
     footer_kek = keys.kek(view.core.footer_kek.id)
-    return State(found, view, read_list(storage, view, footer_kek), keys, data)
+    return State(found, view, read_list(storage, view, footer_kek), keys, data, pinned)
 
 
 @dataclass(frozen=True)
@@ -170,11 +179,13 @@ class Known:
     core_digest: str
     max_key_age: float | None
     key_grace: float
+    is_pinned: bool
 
     @classmethod
     def of(cls, state: State) -> Known:
         """What is needed to load `state` again."""
-        return cls(state.manifest_bytes, state.view.digest, state.keys.max_age, state.keys.grace)
+        keys = state.keys
+        return cls(state.manifest_bytes, state.view.digest, keys.max_age, keys.grace, state.is_pinned)
 
 
 @_told
@@ -191,7 +202,8 @@ def load_known(storage: Storage, master_keys: MasterKeys, known: Known) -> State
         raise StaleDatasetError("the handle of a dataset does not fit itself", hint="open the dataset anew")
     settings = known.max_key_age, known.key_grace
     try:
-        return _checked(storage, master_keys, known.manifest_bytes, found, view, *settings)
+        data, pinned = known.manifest_bytes, known.is_pinned
+        return _checked(storage, master_keys, data, found, view, *settings, pinned=pinned)
     except (KmsError, UntrustedKeyError) as error:
         if not isinstance(error, KmsUnavailableError):
             Pins(found.core.dataset_id, min_revision=found.revision).check(read_manifest(storage)[1], view)
@@ -233,8 +245,11 @@ def load_keys(storage: Storage, master_keys: MasterKeys) -> tuple[bytes, Manifes
     No file list is read. Raises what `load_state` raises.
     """
     data, found = read_manifest(storage)
-    signing.check(found.head, master_keys.config.trust.signers)
-    keys = dataset_keys(found, (*found.retained, found.head), master_keys)
+    signers = master_keys.config.trust.signers
+    signing.check(found.head, signers)
+    cores = (*found.retained, found.head)
+    vouched = [tagged.digest for tagged in cores if signing.is_signed(tagged, signers)]
+    keys = dataset_keys(found, cores, master_keys, vouched=vouched)
     found.check_all(keys.kek(found.core.footer_kek.id))
     return data, found, keys
 
@@ -246,9 +261,14 @@ def dataset_keys(
     *,
     max_age: float | None = None,
     grace: float = 0.0,
+    vouched: Collection[str] = (),
 ) -> DatasetKeys:
-    """The keys of some generations. Each KEK is checked against every core that names it before its use."""
+    """The keys of some generations. Each KEK is checked against every core that names it before its use.
+
+    `vouched` are the digests of those cores that a trusted signer signed, or that were pinned.
+    """
     records = {kek.id: kek for tagged in cores for kek in tagged.core.keks}
+    sure = [kek for tagged in cores if tagged.digest in vouched for kek in tagged.core.keks]
 
     def check(kek_id: str, kek: Secret) -> None:
         manifest.check_commitment(records[kek_id], kek)
@@ -265,6 +285,7 @@ def dataset_keys(
         check,
         max_age=max_age,
         grace=grace,
+        vouched=[kek.id for kek in sure if kek.commitment == records[kek.id].commitment],
     )
 
 

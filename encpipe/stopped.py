@@ -154,7 +154,7 @@ class StoppedWrites:
         return Stopped(journal, target, generation, keys.unwraps)
 
     def _open(self, found: SealedJournal) -> tuple[DatasetKeys, Journal]:
-        keys = journal_keys(found, self.master_keys)
+        keys = journal_keys(found, self.master_keys, signed=self.key is not None)
         return keys, found.open(keys.kek(found.journal.footer_kek_id), self.key)
 
     def _discard(self, found: SealedJournal) -> None:
@@ -191,8 +191,11 @@ def check_free(storage: Storage, *, begun: bool) -> None:
             )
 
 
-def journal_keys(found: SealedJournal, master_keys: MasterKeys) -> DatasetKeys:
-    """The keys of a write, each checked against the commitment in its journal."""
+def journal_keys(found: SealedJournal, master_keys: MasterKeys, *, signed: bool = False) -> DatasetKeys:
+    """The keys of a write, each checked against the commitment in its journal.
+
+    With `signed` the journal is used only if its signature fits, which is seen once its body is open.
+    """
     records = {record.id: record for record in found.journal.keks}
     return DatasetKeys(
         found.journal.dataset_id,
@@ -200,6 +203,7 @@ def journal_keys(found: SealedJournal, master_keys: MasterKeys) -> DatasetKeys:
         found.journal.wrappings,
         master_keys,
         lambda kek_id, kek: check_commitment(records[kek_id], kek),
+        vouched=records if signed else (),
     )
 
 

@@ -200,3 +200,7 @@ def _caused_by(error: BaseException | None, kinds: tuple[type[BaseException], ..
     while error is not None and not isinstance(error, kinds):
         error = error.__cause__
     return error is not None
+
+
+def _kind(ask: Ask) -> str:
+    return "vaults" if VAULT in ask.service else "managedHsm"

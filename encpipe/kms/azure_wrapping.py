@@ -1,12 +1,14 @@
-"""What a wrapping by an Azure key is made of. No I/O. Two algorithms, both of AES keys:
+"""What a wrapping by an Azure key is made of. No I/O. Two algorithms of AES keys, and one of RSA keys:
 
-    A256GCM   0x01 || iv (12) || ciphertext (32) || tag (16)        encrypt, decrypt
-    A256KW    0x02 || AES key wrap of KEK || SHA-256(AAD) (72)      wrapkey, unwrapkey
+    A256GCM        0x01 || iv (12) || ciphertext (32) || tag (16)                     encrypt, decrypt
+    A256KW         0x02 || AES key wrap of KEK || SHA-256(AAD) (72)                   wrapkey, unwrapkey
+    RSA-OAEP-256   0x03 || RSA-OAEP of KEK || SHA-256(AAD) (256, 384 or 512)          wrapkey, unwrapkey
 
-The AAD is `aead.context_aad`. With A256GCM the service authenticates it; AES key wrap (RFC 3394) has none, so
-the hash is wrapped with the KEK and compared when it comes back (docs/format.md, "KEK wrapping").
+The AAD is `aead.context_aad`. With A256GCM the service authenticates it; AES key wrap (RFC 3394) and OAEP
+(RFC 8017, SHA-256 for hash and MGF1) have none that it would take, so the hash is wrapped with the KEK and
+compared when it comes back (docs/format.md, "KEK wrapping").
 
-There is no RSA here, on purpose: the public half is all it takes to wrap, so anybody could forge a wrapping.
+With RSA the public half is all it takes to wrap, so anybody can make a wrapping (`public_key_wrap`).
 """
 
 from __future__ import annotations
@@ -59,6 +61,8 @@ class Answer:
 
 
 _KEY_WRAP_OVERHEAD: Final = 8
+RSA_BYTES: Final = (256, 384, 512)
+"""Length of the modulus: the RSA keys of 2,048, 3,072 and 4,096 bits that Azure has."""
 _GCM_SIZES: Final = {"iv": aead.NONCE_BYTES, "value": KEY_BYTES, "tag": aead.TAG_BYTES}
 
 
@@ -73,6 +77,12 @@ class Algorithm(Protocol):
     def unwrap_with(self) -> str: ...
     @property
     def binds_context(self) -> bool: ...
+    @property
+    def public_key_wrap(self) -> bool: ...
+
+    def made(self, blob: bytes) -> bool:
+        """Whether a wrapping has this algorithm's first byte and length."""
+        ...
 
     def to_wrap(self, kek: Secret, aad: KeyContext) -> Fields:
         """What to send for a wrap. Holds the KEK."""
@@ -98,7 +108,11 @@ class _Gcm:
     wrap_with: str = "encrypt"
     unwrap_with: str = "decrypt"
     binds_context: bool = True
+    public_key_wrap: bool = False
     blob_bytes: int = 1 + sum(_GCM_SIZES.values())
+
+    def made(self, blob: bytes) -> bool:
+        return blob.startswith(self.head) and len(blob) == self.blob_bytes
 
     def to_wrap(self, kek: Secret, aad: KeyContext) -> Fields:
         return {"value": kek.reveal(), "aad": aead.context_aad(aad)}
@@ -128,20 +142,26 @@ class _Gcm:
 
 @dataclass(frozen=True)
 class _KeyWrap:
-    name: str = "A256KW"
-    head: bytes = b"\x02"
+    """AES key wrap, and RSA-OAEP, which the service takes in the same way. `sizes`: of what it answers."""
+
+    name: str
+    head: bytes
+    sizes: tuple[int, ...]
+    public_key_wrap: bool = False
     wrap_with: str = "wrapkey"
     unwrap_with: str = "unwrapkey"
     binds_context: bool = False
-    blob_bytes: int = 1 + BOUND_BYTES + _KEY_WRAP_OVERHEAD
+
+    def made(self, blob: bytes) -> bool:
+        return blob.startswith(self.head) and len(blob) - len(self.head) in self.sizes
 
     def to_wrap(self, kek: Secret, aad: KeyContext) -> Fields:
         return {"value": bind(kek, aad)}
 
     def blob(self, answer: Fields) -> bytes:
         blob = self.head + answer.get("value", b"")
-        if len(blob) != self.blob_bytes:
-            raise ValueError(f"'value' has not {self.blob_bytes - 1} bytes")
+        if not self.made(blob):
+            raise ValueError(f"'value' has none of {self.sizes} bytes")
         return blob
 
     def to_unwrap(self, blob: bytes, aad: KeyContext) -> Fields:  # noqa: ARG002  # compared in `kek`
@@ -152,18 +172,16 @@ class _KeyWrap:
 
 
 _GCM: Final = _Gcm()
-_KEY_WRAP: Final = _KeyWrap()
+_KEY_WRAP: Final = _KeyWrap("A256KW", b"\x02", (BOUND_BYTES + _KEY_WRAP_OVERHEAD,))
+_RSA: Final = _KeyWrap("RSA-OAEP-256", b"\x03", RSA_BYTES, public_key_wrap=True)
 
-ALGORITHMS: Final[Mapping[str, Algorithm]] = {made.name: made for made in (_GCM, _KEY_WRAP)}
+ALGORITHMS: Final[Mapping[str, Algorithm]] = {made.name: made for made in (_GCM, _KEY_WRAP, _RSA)}
 """By the service's name. The first is the default."""
 
 
 def algorithm_of(blob: bytes) -> Algorithm | None:
     """The algorithm that made a wrapping, by its first byte and length; None for what none of them made."""
-    for algorithm in (_GCM, _KEY_WRAP):
-        if blob.startswith(algorithm.head) and len(blob) == algorithm.blob_bytes:
-            return algorithm
-    return None
+    return next((algorithm for algorithm in ALGORITHMS.values() if algorithm.made(blob)), None)
 
 
 def _key_id(uri: str) -> str:

@@ -37,7 +37,15 @@ from encpipe.errors import (
     KmsUnavailableError,
     UnwrapError,
 )
-from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, new_id
+from encpipe.keys import (
+    KEY_BYTES,
+    KeyContext,
+    MasterKey,
+    Secret,
+    WrappedKey,
+    is_public_key_wrap,
+    new_id,
+)
 from encpipe.kms.base import Destroyable, Kms
 
 
@@ -46,10 +54,13 @@ class KmsContract:
 
     `binds_context` is what its keys have to say of themselves: False for a service without AAD. `destroys`
     is True where they are `Destroyable`: then the fixture `doomed_master_key` gives one to destroy.
+    `public_key_wrap` is True where a public key is all it takes to make a wrapping (RSA): it opens only with
+    a trusted signature or `expect_core`, and a service that does not say so lets datasets be forged.
     """
 
     malformed_uris: ClassVar[tuple[str, ...]]
     binds_context: ClassVar[bool] = True
+    public_key_wrap: ClassVar[bool] = False
     destroys: ClassVar[bool] = False
     flip_step: ClassVar[int] = 1
 
@@ -191,6 +202,7 @@ class KmsContract:
             key = kms.master_key(uri)
             assert key.uri == uri
             assert key.binds_context is self.binds_context
+            assert is_public_key_wrap(key) is self.public_key_wrap
 
     def test_a_malformed_uri_is_a_config_error(self, kms: Kms) -> None:
         for uri in self.malformed_uris:

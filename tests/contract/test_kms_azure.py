@@ -8,10 +8,11 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from servers.azurekv import ENTRA, HSM_DOMAIN, TENANT, WRITER, FakeAzure, lookup
+from servers.azurekv import ENTRA, HSM_DOMAIN, TENANT, VAULT_DOMAIN, WRITER, FakeAzure, lookup
 from servers.ca import CertificateAuthority
 
 from encpipe.config import TlsConfig
+from encpipe.errors import UnwrapError
 from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey
 from encpipe.kms.azure import AzureKms
 from encpipe.kms.base import KmsSettings
@@ -25,6 +26,8 @@ def azure(ca: CertificateAuthority) -> Iterator[FakeAzure]:
     with FakeAzure(ca) as running:
         running.create_key("one")
         running.create_key("other")
+        for name, bits in (("one", 2048), ("other", 3072)):
+            running.create_key(name, f"unit.{VAULT_DOMAIN}", "RSA", bits)
         yield running
 
 
@@ -36,7 +39,7 @@ def world(azure: FakeAzure, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_TENANT_ID", TENANT)
     monkeypatch.setenv("AZURE_CLIENT_ID", WRITER[0])
     monkeypatch.setenv("AZURE_CLIENT_SECRET", WRITER[1])
-    ports = {ENTRA: azure.port, HSM_DOMAIN: azure.port}
+    ports = {ENTRA: azure.port, HSM_DOMAIN: azure.port, VAULT_DOMAIN: azure.port}
     monkeypatch.setattr(socket, "getaddrinfo", lookup(socket.getaddrinfo, ports))
 
 
@@ -50,6 +53,7 @@ def service(ca: CertificateAuthority, algorithm: str) -> AzureKms:
 class AzureContract(KmsContract):
     algorithm: str
     bound: bool
+    host = f"unit.{HSM_DOMAIN}"
     malformed_uris = (
         "azure-kv:",
         "azure-kv:one",
@@ -71,11 +75,11 @@ class AzureContract(KmsContract):
 
     @pytest.fixture
     def master_key(self, kms: AzureKms) -> MasterKey:
-        return kms.master_key(f"azure-kv:https://unit.{HSM_DOMAIN}/keys/one")
+        return kms.master_key(f"azure-kv:https://{self.host}/keys/one")
 
     @pytest.fixture
     def other_master_key(self, kms: AzureKms) -> MasterKey:
-        return kms.master_key(f"azure-kv:https://unit.{HSM_DOMAIN}/keys/other")
+        return kms.master_key(f"azure-kv:https://{self.host}/keys/other")
 
     def test_who_binds_the_context_is_declared(
         self, azure: FakeAzure, master_key: MasterKey, kek: Secret, context: KeyContext
@@ -113,6 +117,40 @@ class TestKeyWrap(AzureContract):
     def test_wrapping_is_randomised(
         self, master_key: MasterKey, kek: Secret, context: KeyContext, wrapped: WrappedKey
     ) -> None: ...
+
+
+class TestRsa(AzureContract):
+    algorithm = "RSA-OAEP-256"
+    bound = False
+    binds_context = False
+    public_key_wrap = True
+    flip_step = 16
+    host = f"unit.{VAULT_DOMAIN}"
+
+
+@pytest.mark.parametrize("bits", [2048, 3072, 4096])
+def test_an_rsa_wrapping_is_as_long_as_its_key(azure: FakeAzure, ca: CertificateAuthority, bits: int) -> None:
+    kek, context = Secret.random(), KeyContext("d" * 32, "footer", "e" * 32)
+    uri = azure.create_key(f"rsa-{bits}", f"unit.{VAULT_DOMAIN}", "RSA", bits)
+    key = service(ca, "RSA-OAEP-256").master_key(uri)
+    wrapped = key.wrap(kek, aad=context)
+    assert (wrapped.blob[0], len(wrapped.blob)) == (3, 1 + bits // 8)
+    assert key.unwrap(wrapped, aad=context) == kek
+
+
+@pytest.mark.parametrize("read_by", ["A256GCM", "A256KW"])
+def test_an_rsa_wrapping_opens_only_where_that_is_configured(
+    azure: FakeAzure, ca: CertificateAuthority, read_by: str
+) -> None:
+    """And so where nobody thought of it, no reader depends on a signature that he does not ask for."""
+    uri, context = f"azure-kv:https://unit.{VAULT_DOMAIN}/keys/one", KeyContext("d" * 32, "footer", "e" * 32)
+    wrapped = service(ca, "RSA-OAEP-256").master_key(uri).wrap(Secret.random(), aad=context)
+    before = len(azure.asked)
+    key = service(ca, read_by).master_key(uri)
+    with pytest.raises(UnwrapError, match="its public half") as caught:
+        key.unwrap(wrapped, aad=context)
+    assert 'algorithm = "RSA-OAEP-256"' in caught.value.hint
+    assert len(azure.asked) == before
 
 
 @pytest.mark.parametrize(("made_by", "read_by"), [("A256GCM", "A256KW"), ("A256KW", "A256GCM")])

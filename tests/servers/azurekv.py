@@ -5,6 +5,7 @@ One TLS port answers for all names; the Host header tells them apart:
 - `login.microsoftonline.com`: OpenID configuration, instance discovery, OAuth 2 client credentials.
 - `*.managedhsm.azure.net`: challenge authentication (401 with WWW-Authenticate where there is no token),
   encrypt, decrypt, wrapKey, unwrapKey on versions of keys, roles, disabled keys, Azure's error bodies.
+- `*.vault.azure.net`: the same, with tokens of its own.
 
 It runs in threads of the test process, so a test changes `azure.keys`, `azure.roles`, `azure.token_seconds`
 while it serves. `lookup` makes the real names lead to it, in this process only: URLs, certificates and Host
@@ -27,7 +28,9 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
 from servers.ca import CertificateAuthority
@@ -35,11 +38,13 @@ from servers.process import HOST
 
 ENTRA = "login.microsoftonline.com"
 HSM_DOMAIN = "managedhsm.azure.net"
+VAULT_DOMAIN = "vault.azure.net"
 TENANT = "72f988bf-86f1-41af-91ab-2d7cd011db47"
-AUDIENCE = f"https://{HSM_DOMAIN}"
 WRITER = ("11111111-2222-3333-4444-555555555555", "writer-secret")
 READER = ("99999999-8888-7777-6666-555555555555", "reader-secret")
-GCM, KEY_WRAP = "A256GCM", "A256KW"
+AUDIENCE = f"https://{HSM_DOMAIN}"
+GCM, KEY_WRAP, RSA_OAEP = "A256GCM", "A256KW", "RSA-OAEP-256"
+OAEP = padding.OAEP(padding.MGF1(SHA256()), SHA256(), None)
 
 
 class Refusal(Exception):
@@ -57,15 +62,16 @@ class Refusal(Exception):
 
 @dataclass
 class Key:
-    """One key: `versions` maps a version to its bytes; the last one is the newest."""
+    """One key: `versions` maps a version to its bytes, or its RSA key; the last one is the newest."""
 
     kty: str = "oct-HSM"
-    versions: dict[str, bytes] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
     enabled: bool = True
 
-    def rotate(self) -> str:
+    def rotate(self, bits: int = 2048) -> str:
         version = secrets.token_hex(16)
-        self.versions[version] = secrets.token_bytes(32)
+        is_rsa = self.kty == "RSA"
+        self.versions[version] = rsa.generate_private_key(65537, bits) if is_rsa else secrets.token_bytes(32)
         return version
 
 
@@ -93,7 +99,7 @@ class FakeAzure:
     assertions: dict[str, str] = field(default_factory=dict)
     tokens: dict[str, Token] = field(default_factory=dict)
     token_seconds: int = 3600
-    audience: str = AUDIENCE
+    audience: str = ""
     requests: list[tuple[str, str, str, bool, int]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     logins: list[str] = field(default_factory=list)
@@ -105,10 +111,12 @@ class FakeAzure:
             READER[0]: {"decrypt", "unwrapkey"},
         }
 
-    def create_key(self, name: str, host: str = f"unit.{HSM_DOMAIN}", kty: str = "oct-HSM") -> str:
+    def create_key(
+        self, name: str, host: str = f"unit.{HSM_DOMAIN}", kty: str = "oct-HSM", bits: int = 2048
+    ) -> str:
         """The URI of a new key."""
         self.keys[host, name] = Key(kty)
-        self.keys[host, name].rotate()
+        self.keys[host, name].rotate(bits)
         return f"azure-kv:https://{host}/keys/{name}"
 
     def key(self, uri: str) -> Key:
@@ -116,7 +124,7 @@ class FakeAzure:
         return self.keys[parts.netloc, parts.path.rpartition("/")[2]]
 
     def server_context(self) -> ssl.SSLContext:
-        names = (ENTRA, f"*.{HSM_DOMAIN}")
+        names = (ENTRA, f"*.{HSM_DOMAIN}", f"*.{VAULT_DOMAIN}")
         return self.ca.server(names=names).server_context()
 
     def __enter__(self) -> Self:
@@ -169,7 +177,7 @@ class FakeAzure:
     # Managed HSM
 
     def hsm(self, host: str, path: str, query: Mapping[str, str], token: str, body: bytes) -> dict[str, Any]:
-        client = self._client(token)
+        client = self._client(token, f"https://{host.partition('.')[2]}")
         if "api-version" not in query:
             raise Refusal(400, "BadParameter", "api-version must be specified")
         _, kind, name, *version, operation = path.split("/")
@@ -191,25 +199,34 @@ class FakeAzure:
         answer = _operate(operation, key, key.versions[wanted], json.loads(body))
         return {"kid": f"https://{host}/keys/{name}/{wanted}", **answer}
 
-    def _client(self, token: str) -> str:
-        challenge = f'Bearer authorization="https://{ENTRA}/{TENANT}", resource="{self.audience}"'
+    def _client(self, token: str, audience: str) -> str:
+        resource = self.audience or audience
+        challenge = f'Bearer authorization="https://{ENTRA}/{TENANT}", resource="{resource}"'
         if not token:
             message = "AKV10000: Request is missing a Bearer or PoP token."
             raise Refusal(401, "Unauthorized", message, WWW_Authenticate=challenge)
         known = self.tokens.get(token)
-        if known is None or known.audience != AUDIENCE or known.expires < time.time():
+        if known is None or known.audience != audience or known.expires < time.time():
             message = "[TokenExpired] Error validating token: 'S2S12086'."
             raise Refusal(401, "Unauthorized", message, WWW_Authenticate=challenge)
         return known.client
 
 
-def _operate(operation: str, key: Key, raw: bytes, asked: Mapping[str, str]) -> dict[str, str]:
-    """What the HSM does. To a wrong key type, algorithm, tag or wrapping it says BadParameter."""
-    algorithms = {"encrypt": GCM, "decrypt": GCM, "wrapkey": KEY_WRAP, "unwrapkey": KEY_WRAP}
-    if key.kty != "oct-HSM" or asked.get("alg") != algorithms.get(operation):
+def _operate(operation: str, key: Key, raw: Any, asked: Mapping[str, str]) -> dict[str, str]:
+    """What the service does. To a wrong key type, algorithm, tag or wrapping it says BadParameter."""
+    wrap = RSA_OAEP if key.kty == "RSA" else KEY_WRAP if key.kty == "oct-HSM" else ""
+    algorithms = {"wrapkey": wrap, "unwrapkey": wrap}
+    if key.kty == "oct-HSM":
+        algorithms |= {"encrypt": GCM, "decrypt": GCM}
+    if asked.get("alg") != algorithms.get(operation):
         raise Refusal(400, "BadParameter", "Key and algorithm are incompatible.")
     value, aad = _bytes(asked["value"]), _bytes(asked.get("aad", ""))
     try:
+        if key.kty == "RSA":
+            opened = operation == "unwrapkey"
+            return {
+                "value": _text(raw.decrypt(value, OAEP) if opened else raw.public_key().encrypt(value, OAEP))
+            }
         if operation == "encrypt":
             iv = secrets.token_bytes(12)
             sealed = AESGCM(raw).encrypt(iv, value, aad)

@@ -48,7 +48,7 @@ def test_an_unknown_key_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("algorithm", "RSA-OAEP-256"),
+        ("algorithm", "RSA-OAEP"),
         ("algorithm", 1),
         ("credential", "interactive"),
         ("client_id", ""),
