@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -76,6 +77,8 @@ class Contents:
     columns: tuple[tuple[str, str, str], ...]
     """(leaf path or partition column, Arrow type of the top-level column, key name), in schema order."""
     partitions: tuple[str, ...]
+    partition_keks: Mapping[str, int]
+    """How many KEKs of partitions each key name has; empty unless the policy has `partition_keys`."""
     policy: Mapping[str, Any]
 
 
@@ -219,6 +222,7 @@ def _contents(state: State) -> Contents:
         bytes=sum(entry.size for entry in files.files),
         columns=tuple(columns),
         partitions=files.partitions,
+        partition_keks=dict(sorted(Counter(kek.key_name for kek in files.partition_keks).items())),
         policy=files.policy.as_json(),
     )
 

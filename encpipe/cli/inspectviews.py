@@ -52,7 +52,12 @@ def _content_rows(contents: Contents) -> list[tuple[str, str]]:
         ("rows", f"{contents.rows:,}"),
         ("files", f"{contents.files:,} with {groups}, {size(contents.bytes)}"),
     ]
-    return [*rows, ("partitions", ", ".join(contents.partitions))] if contents.partitions else rows
+    if contents.partitions:
+        rows.append(("partitions", ", ".join(contents.partitions)))
+    if contents.partition_keks:
+        counts = ", ".join(f"{count:,} of {name}" for name, count in contents.partition_keks.items())
+        rows.append(("partition KEKs", f"{counts}: by {', '.join(contents.policy['partition_keys'])}"))
+    return rows
 
 
 def _keys(found: Inspection) -> list[Part]:

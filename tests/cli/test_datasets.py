@@ -51,6 +51,20 @@ def test_a_write_reports_what_it_did(ready: Cli) -> None:
     assert (more["dataset_id"], more["generation"]) == (found["dataset_id"], 2)
 
 
+def test_partitions_get_keys_of_their_own(ready: Cli) -> None:
+    for year in (2020, 2021):
+        folder = Path("tree") / f"year={year}"
+        folder.mkdir(parents=True)
+        pq.write_table(TABLE, folder / "plain.parquet")
+    ready("encrypt", "tree", "enc", *PII, "--partition-keys", "year")
+    contents = ready("inspect", "enc", "--json").json["contents"]
+    assert contents["policy"]["partition_keys"] == ["year"]
+    assert contents["partition_keks"] == {"footer": 2, "pii": 2}
+    assert "2 of footer, 2 of pii: by year" in ready("inspect", "enc").out
+    assert ready("append", "tree", "enc", "--json").json["generation"] == 2
+    assert ready("inspect", "enc", "--json").json["contents"]["partition_keks"] == {"footer": 2, "pii": 2}
+
+
 def test_flags_change_the_policy_and_the_keys(ready: Cli) -> None:
     pq.write_table(TABLE, "plain.parquet")
     Path("policy.toml").write_text('columns = { pii = ["name"], money = ["price"] }\n')

@@ -27,12 +27,15 @@ from encpipe import (
     Policy,
     PolicyError,
     open_dataset,
+    rekey,
     rewrap,
     write_dataset,
 )
 from encpipe.commit import Target, partition_keks_of
 from encpipe.config import KeyringConfig
+from encpipe.torch import MapDataset
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "format.md"
 POLICY = Policy(columns={"pii": ("name",)}, partition_keys=("year",))
 
 
@@ -78,6 +81,9 @@ def test_each_partition_has_a_kek_for_each_key_name(scene: Scene, tmp_path: Path
             footer = entry.partition_keks[0]
             assert set(re.findall(rb"footer\.([0-9a-f]{32})", data)) == {footer.encode()}
     assert requires(scene) == ["partition-keks"]
+    contents = scene.inspect().contents
+    assert contents is not None
+    assert contents.partition_keks == {"footer": 2, "pii": 2}
     scene.check_whole()
 
 
@@ -320,3 +326,68 @@ def test_a_denied_parent_stops_the_reader_after_its_age(scene: Scene, tmp_path: 
         scene.kms.forget("pii")
         with pytest.raises(KeyNotFoundError):
             dataset.to_table(["name"])
+
+
+def test_rows_by_number(scene: Scene, tmp_path: Path) -> None:
+    scene.write(tree(tmp_path / "in", 2020, 2021), policy=POLICY)
+    with MapDataset(scene.url, **scene.access) as data:
+        assert [data[n]["name"] for n in (0, 23, 11)] == ["name 0", "name 23", "name 11"]
+
+
+def test_without_encpipe_as_the_page_says(scene: Scene, tmp_path: Path) -> None:
+    scene.write(tree(tmp_path / "in", 2020, "__HIVE_DEFAULT_PARTITION__"), policy=POLICY)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, str(PAGE), "exec"), names)
+    with scene.open() as dataset:
+        keys, keks = dataset._state.keys, {}
+        for kek in dataset._state.files.partition_keks:
+            parent = keys.kek(kek.parent).reveal()
+            keks[f"{kek.key_name}.{kek.id}"] = names["partition_kek"](
+                kek.as_json(), parent, dataset.dataset_id
+            )
+        found = [names["read"](scene.folder / entry.path, keks)["id"].to_pylist() for entry in dataset.files]
+    assert sorted(n for some in found for n in some) == list(range(24))
+
+
+# Re-keyed
+
+
+@pytest.mark.parametrize("key_names", [None, ["pii"], ["footer"]])
+def test_a_re_key_gives_new_ones_of_the_key_names(
+    scene: Scene, tmp_path: Path, key_names: list[str] | None
+) -> None:
+    scene.write(tree(tmp_path / "in", 2020, 2021), policy=POLICY)
+    before = keks_by_year(scene)
+    rekey(scene.url, key_names=key_names, **scene.access)
+    after = keks_by_year(scene)
+    for year in ("2020", "2021"):
+        ((footer, pii),), ((old_footer, old_pii),) = after[year], before[year]
+        assert (footer != old_footer, pii != old_pii) == (
+            "footer" in (key_names or "footer"),
+            "pii" in (key_names or "pii"),
+        )
+    assert sorted(ids(scene.table())) == list(range(24))
+    assert sorted(ids(scene.table(generation=1))) == list(range(24))
+    scene.check_whole()
+
+
+def test_a_re_key_takes_what_is_appended_meanwhile(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.write(tree(tmp_path / "in", 2020), policy=POLICY)
+    log, busy = steps.install(monkeypatch), threading.Event()
+
+    def before(n: int, step: str) -> None:
+        if step.startswith("commit") and not busy.is_set():
+            busy.set()
+            scene.append(tree(tmp_path / "more", 2020, 2021, first=12))
+
+    log.before = before
+    rekey(scene.url, **scene.access)
+    assert sorted(ids(scene.table())) == list(range(36))
+    assert [len(keks) for keks in keks_by_year(scene).values()] == [1, 1]
+    with scene.open() as now, scene.open(generation=2) as then:
+        new, old = ({e.partition_keks for e in dataset.files} for dataset in (now, then))
+    assert not new & old
+    scene.check_whole()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 from typing import Any
@@ -18,6 +19,7 @@ from encpipe.deks import dek_commitment
 from encpipe.filelist import FileEntry, FileList
 from encpipe.journal import Journal, Records
 from encpipe.keys import new_id
+from encpipe.partitionkeks import PartitionKek
 from encpipe.policy import Policy
 from encpipe.storage import open_storage
 
@@ -123,3 +125,18 @@ def test_a_record_of_a_finished_file() -> None:
     key = derive("journal-file", bytes.fromhex(WRITER) + u64(7))
     associated = aad("journal-file", bytes.fromhex(DATASET_ID), bytes.fromhex(WRITER), u64(7))
     assert open_sealed(key, sealed, associated) == ENTRY.as_json()
+
+
+def test_a_record_of_a_file_under_new_partition_keks() -> None:
+    storage = open_storage(f"memory://page-{new_id()}", config=Config())
+    kek_id = KEK_IDS["footer"]
+    made = PartitionKek.make("footer", kek_id, FOOTER_KEK, {"day": None}, dataset_id=DATASET_ID)
+    entry = dataclasses.replace(ENTRY, partition={"day": None}, partition_keks=(made.id,))
+    Records(storage, JOURNAL, FOOTER_KEK).add(7, entry, [made])
+    sealed = storage.read(f"_encpipe/pending/{WRITER}/7.sealed", limit=1 << 20)
+    key = derive("journal-file", bytes.fromhex(WRITER) + u64(7))
+    associated = aad("journal-file", bytes.fromhex(DATASET_ID), bytes.fromhex(WRITER), u64(7))
+    assert open_sealed(key, sealed, associated) == {**entry.as_json(), "made": [made.as_json()]}
+    again = Records(storage, JOURNAL, FOOTER_KEK)
+    assert again.read(7, ("day",)) == entry
+    assert again.partition_keks == {made.id: made}
