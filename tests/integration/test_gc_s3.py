@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import signal
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import steps
-from scene import Scene, ended, forked, ids, on_s3, people, save
+from gcscene import MORE, NEW, NOW, OLD, assert_clean, collect, new_rows
+from scene import Scene, ended, forked, ids, on_s3, people
 from servers.seaweed import Seaweed
 
 from encpipe import ConflictError, StorageError
-from encpipe.lifecycle.gc import Collected, gc
+from encpipe.lifecycle.gc import Collected
 from encpipe.storage import s3_lease, s3_stale
 
 pytestmark = pytest.mark.server
 
-OLD, NEW, MORE = list(range(6)), list(range(10, 16)), list(range(20, 26))
-NOW = timedelta(0)
 FILE = f"data/{'a' * 32}.parquet"
 
 
@@ -31,17 +29,7 @@ def scene(seaweed: Seaweed, bucket: str) -> Scene:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return save(tmp_path / "new", people(10), people(20))
-
-
-def collect(scene: Scene, **more: Any) -> Collected:
-    return gc(scene.url, **{**scene.access, **more})
-
-
-def assert_clean(scene: Scene, rows: list[int], when: str = "") -> None:
-    assert ids(scene.table()) == rows, when
-    found = scene.verify()
-    assert (found.problems, found.unlisted, found.pending) == ((), (), ()), when
+    return new_rows(tmp_path)
 
 
 def begin_upload(seaweed: Seaweed, bucket: str, key: str) -> str:
