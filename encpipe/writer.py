@@ -15,7 +15,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from encpipe import strictjson
-from encpipe.access import AnyPath, open_access, overlap
+from encpipe.access import Access, AnyPath, open_access, overlap
 from encpipe.commit import Contents
 from encpipe.config import Config
 from encpipe.errors import ConfigError, EncpipeError
@@ -83,14 +83,7 @@ def write_dataset(
     )
     with contextlib.closing(access.storage):
         signing = writer_signing(access.master_keys)
-        _check_apart(source, access.storage.url)
-        found = open_source(
-            source,
-            format=source_format,
-            storage_options=source_options,
-            row_group_bytes=ROW_GROUP_BYTES,
-            config=access.config,
-        )
+        found = _opened(source, access, source_format, source_options)
         session = WriteSession(
             "overwrite" if overwrite else "write",
             access,
@@ -135,14 +128,7 @@ def append_dataset(
     with contextlib.closing(access.storage):
         signing = writer_signing(access.master_keys)
         base = load_state(access.storage, access.master_keys, signers=signing.signers)
-        _check_apart(source, access.storage.url)
-        found = open_source(
-            source,
-            format=source_format,
-            storage_options=source_options,
-            row_group_bytes=ROW_GROUP_BYTES,
-            config=access.config,
-        )
+        found = _opened(source, access, source_format, source_options)
         session = WriteSession(
             "append",
             access,
@@ -156,6 +142,18 @@ def append_dataset(
             signing=signing,
         )
         return session.run()
+
+
+def _opened(source: object, access: Access, form: str | None, options: Mapping[str, Any] | None) -> Source:
+    """The source, which is neither within the dataset nor around it."""
+    _check_apart(source, access.storage.url)
+    return open_source(
+        source,
+        format=form,
+        storage_options=options,
+        row_group_bytes=ROW_GROUP_BYTES,
+        config=access.config,
+    )
 
 
 def _check_apart(source: object, url: str) -> None:
