@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, Concatenate, Final, ParamSpec
+from typing import Concatenate, Final, ParamSpec
 
 from encpipe import aead, filelist, manifest, signing
-from encpipe.config import Config
 from encpipe.errors import (
-    ConfigError,
     KmsError,
     KmsUnavailableError,
     ManifestError,
@@ -28,6 +26,7 @@ from encpipe.layouts import Layouts, check_partition_keks
 from encpipe.manifest import Manifest, TaggedCore
 from encpipe.parquet import Layout
 from encpipe.pins import Pins
+from encpipe.statekeys import dataset_keys
 from encpipe.storage import Storage
 
 MANIFEST_PATH: Final = "_encpipe/manifest.json"
@@ -252,55 +251,6 @@ def load_keys(storage: Storage, master_keys: MasterKeys) -> tuple[bytes, Manifes
     keys = dataset_keys(found, cores, master_keys, vouched=vouched)
     found.check_all(keys.kek(found.core.footer_kek.id))
     return data, found, keys
-
-
-def dataset_keys(
-    found: Manifest,
-    cores: Sequence[TaggedCore],
-    master_keys: MasterKeys,
-    *,
-    max_age: float | None = None,
-    grace: float = 0.0,
-    vouched: Collection[str] = (),
-) -> DatasetKeys:
-    """The keys of some generations. Each KEK is checked against every core that names it before its use.
-
-    `vouched` are the digests of those cores that a trusted signer signed, or that were pinned.
-    """
-    records = {kek.id: kek for tagged in cores for kek in tagged.core.keks}
-    sure = [kek for tagged in cores if tagged.digest in vouched for kek in tagged.core.keks]
-
-    def check(kek_id: str, kek: Secret) -> None:
-        manifest.check_commitment(records[kek_id], kek)
-        for tagged in cores:
-            if any(record.id == kek_id and record.state == "active" for record in tagged.core.keks):
-                tagged.check(kek_id, kek)
-
-    return _ConfiguredKeys(
-        master_keys.config,
-        found.core.dataset_id,
-        records.values(),
-        found.wrappings,
-        master_keys,
-        check,
-        max_age=max_age,
-        grace=grace,
-        vouched=[kek.id for kek in sure if kek.commitment == records[kek.id].commitment],
-    )
-
-
-class _ConfiguredKeys(DatasetKeys):
-    """Says it where there was no configuration file to name the master keys."""
-
-    def __init__(self, config: Config, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self._config = config
-
-    def kek(self, kek_id: str) -> Secret:
-        try:
-            return super().kek(kek_id)
-        except ConfigError as error:
-            raise self._config.blamed(error) from None
 
 
 def read_list(storage: Storage, view: TaggedCore, footer_kek: Secret) -> FileList:

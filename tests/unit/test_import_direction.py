@@ -24,7 +24,7 @@ LAYERS = """
     stopped  writekeys  writedata
     sealing  commit  writereport
     handover
-    state  journal
+    state  statekeys  journal
     parquet  layouts  storage  sources  pins  access
     keyring  deks
     kms  transport  manifest  filelist  core  signing  signingkeys  partitionkeks

@@ -11,7 +11,7 @@ from encpipe import Config, EncpipeError, MasterKeys, SignatureError
 from encpipe.keyring import DatasetKeys
 from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey, is_public_key_wrap
 from encpipe.manifest import TaggedCore
-from encpipe.state import dataset_keys
+from encpipe.statekeys import dataset_keys
 
 SIM = Specimen()
 FOUND = SIM.parse()
