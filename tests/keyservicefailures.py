@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import pytest
 from servers.ca import CertificateAuthority, IssuedCertificate
@@ -53,8 +54,8 @@ Listen = Callable[..., FaultProxy]
 class Nobody:
     """A place where no server listens. `url` is https where `tls`."""
 
-    def __init__(self, port: int, *, tls: bool = False) -> None:
-        self.port, self.url = port, f"{'https' if tls else 'http'}://{HOST}:{port}"
+    def __init__(self, port: int, host: str = HOST, *, tls: bool = False) -> None:
+        self.port, self.url = port, f"{'https' if tls else 'http'}://{host}:{port}"
 
 
 def failed(key: MasterKey, wrapped: WrappedKey, error: type[EncpipeError]) -> EncpipeError:
@@ -69,6 +70,19 @@ def failed(key: MasterKey, wrapped: WrappedKey, error: type[EncpipeError]) -> En
         caught.value.__suppress_context__ and not type(behind).__module__.startswith(SDKS)
     )
     return caught.value
+
+
+def before(address: str) -> Listen:
+    """What makes a proxy before the service at this plain address."""
+    upstream = urlsplit(address)
+    assert upstream.hostname is not None
+    assert upstream.port is not None
+    host, port = upstream.hostname, upstream.port
+
+    def make(certificate: IssuedCertificate | None = None, client_ca: Path | None = None) -> FaultProxy:
+        return FaultProxy(host, port, tls_listen=certificate and certificate.server_context(client_ca))
+
+    return make
 
 
 class KeyServiceFailures:
@@ -86,6 +100,7 @@ class KeyServiceFailures:
     sdk_modules: ClassVar[Sequence[str]]
     extra: ClassVar[str]
     logs: ClassVar[str] = "urllib3"
+    takes_endpoint: ClassVar[bool] = True
     names: ClassVar[Sequence[str]] = ()
 
     def of_a_key(self, method: str, path: str) -> bool:  # for services with other requests
@@ -288,6 +303,21 @@ class KeyServiceFailures:
     ) -> None:
         key = reach(Nobody(9, tls=True), TlsConfig(ca_file=tmp_path / "missing.pem"))
         assert "missing.pem" in failed(key, wrapped, ConfigError).message
+
+    def test_plain_http_beyond_loopback_is_refused_before_any_connection(
+        self, reach: Reach, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_network(*_: Any, **__: Any) -> None:
+            raise AssertionError("this must not touch the network")
+
+        if not self.takes_endpoint:
+            pytest.skip("its URIs are https")
+        monkeypatch.setattr(socket, "getaddrinfo", no_network)
+        monkeypatch.setattr(socket.socket, "connect", no_network)
+        for host in ("kms.example", "10.0.0.1", "localhost.example"):
+            with pytest.raises(ConfigError) as refused:
+                reach(Nobody(9000, host))
+            assert refused.value.code == "insecure-transport"
 
     def test_without_the_sdk_the_error_is_the_pip_command(
         self, key: MasterKey, wrapped: WrappedKey, monkeypatch: pytest.MonkeyPatch

@@ -82,7 +82,10 @@ class Pkcs11Key:
 
         kek = self._service.call("unwrap", self, mechanism, work)
         if len(kek) != KEY_BYTES:
-            raise UnwrapError(f"{self.uri} opened a wrapping to something else than a KEK")
+            raise UnwrapError(
+                f"{self.uri} opened a wrapping to something else than a KEK",
+                hint="someone else used the same master key and context to wrap it: restore the manifest",
+            )
         return kek
 
     def check_destroyable(self) -> None:

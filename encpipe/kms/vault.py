@@ -113,12 +113,18 @@ class VaultKey:
                 hint="it belongs to another master key",
             )
         if not _CIPHERTEXT.fullmatch(ciphertext):
-            raise UnwrapError(f"a wrapping by {self.uri} is not what a transit engine makes of a KEK")
+            raise UnwrapError(
+                f"a wrapping by {self.uri} is not what a transit engine makes of a KEK",
+                hint="it was changed: restore the manifest from a copy you trust",
+            )
         body = {"ciphertext": ciphertext, "associated_data": _base64(context_aad(aad))}
         plaintext = _data(self._service.call("decrypt", self.uri, body)).get("plaintext")
         kek = _kek(plaintext)
         if kek is None:
-            raise UnwrapError(f"{self.uri} opened a wrapping to something else than a KEK")
+            raise UnwrapError(
+                f"{self.uri} opened a wrapping to something else than a KEK",
+                hint="check that address and mount lead to the service you mean",
+            )
         return kek
 
     def check_destroyable(self) -> None:

@@ -8,12 +8,20 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from keyservicefailures import CONTEXT, KEK, KEK_BASE64, KeyServiceFailures, Listen, Nobody, Reach, failed
+from keyservicefailures import (
+    CONTEXT,
+    KEK,
+    KEK_BASE64,
+    KeyServiceFailures,
+    Listen,
+    Nobody,
+    Reach,
+    before,
+    failed,
+)
 from servers.aws import Kms as Server
-from servers.ca import IssuedCertificate
 
 from encpipe.config import TlsConfig
 from encpipe.errors import (
@@ -47,15 +55,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def listen(roto_kms: Server) -> Listen:
-    upstream = urlsplit(roto_kms.endpoint)
-    assert upstream.hostname is not None
-    assert upstream.port is not None
-    host, port = upstream.hostname, upstream.port
-
-    def make(certificate: IssuedCertificate | None = None, client_ca: Path | None = None) -> FaultProxy:
-        return FaultProxy(host, port, tls_listen=certificate and certificate.server_context(client_ca))
-
-    return make
+    return before(roto_kms.endpoint)
 
 
 @pytest.fixture

@@ -10,20 +10,26 @@ import json
 import logging
 import os
 import socket
-import sys
-import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import google_crc32c
 import pytest
 from google.auth import exceptions as auth
+from keyservicefailures import (
+    CONTEXT,
+    KEK,
+    KEK_BASE64,
+    KeyServiceFailures,
+    Listen,
+    Nobody,
+    Reach,
+    before,
+    failed,
+)
 from requests.adapters import HTTPAdapter
-from servers.ca import CertificateAuthority, IssuedCertificate
 from servers.gcpkms import RING, Gcp, GcpServer
 
 from encpipe.config import TlsConfig
@@ -34,10 +40,9 @@ from encpipe.errors import (
     KeyNotFoundError,
     KmsError,
     KmsUnavailableError,
-    MissingExtraError,
     UnwrapError,
 )
-from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey
+from encpipe.keys import MasterKey, WrappedKey
 from encpipe.kms.base import KmsSettings
 from encpipe.kms.gcp import GcpKms
 from encpipe.kms.sdklogs import without_bodies
@@ -45,9 +50,6 @@ from encpipe.testing.faultproxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.server
 
-CONTEXT = KeyContext("d" * 32, "footer", "e" * 32)
-KEK = Secret(bytes(range(100, 132)))
-KEK_BASE64 = base64.b64encode(KEK.reveal()).decode()
 JSON = {"Content-Type": "application/json; charset=UTF-8"}
 USE = "cloudkms.cryptoKeyVersions.useTo"
 
@@ -60,20 +62,23 @@ def no_credentials_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setenv("NO_GCE_CHECK", "true")
 
 
-def proxy_of(
-    server: Gcp, certificate: IssuedCertificate | None = None, client_ca: Path | None = None
-) -> FaultProxy:
-    upstream = urlsplit(server.endpoint)
-    assert upstream.hostname is not None
-    assert upstream.port is not None
-    listen = certificate.server_context(client_ca) if certificate else None
-    return FaultProxy(upstream.hostname, upstream.port, tls_listen=listen)
+@pytest.fixture
+def listen(gcp_kms: Gcp) -> Listen:
+    return before(gcp_kms.endpoint)
 
 
 @pytest.fixture
-def proxy(gcp_kms: Gcp) -> Iterator[FaultProxy]:
-    with proxy_of(gcp_kms) as running:
+def proxy(listen: Listen) -> Iterator[FaultProxy]:
+    with listen() as running:
         yield running
+
+
+@pytest.fixture
+def reach(gcp_kms: Gcp, name: str) -> Reach:
+    def make(where: FaultProxy | Nobody, tls: TlsConfig | None = None, **table: Any) -> MasterKey:
+        return service(gcp_kms, where.url, tls, **table).master_key(f"gcp-kms:{name}")
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -136,23 +141,17 @@ def unwrapped(plaintext: bytes, checksum: int | None = None) -> Fault:
     return answers(plaintext=base64.b64encode(plaintext).decode(), plaintextCrc32c=str(checksum))
 
 
-def failed(key: MasterKey, wrapped: WrappedKey, error: type[EncpipeError]) -> EncpipeError:
-    """The error of an unwrap: exactly of this class, with a hint, and without the SDK's behind it."""
-    with pytest.raises(error) as caught:
-        key.unwrap(wrapped, aad=CONTEXT)
-    assert type(caught.value) is error
-    assert caught.value.hint
-    assert caught.value.__cause__ is None
-    behind = caught.value.__context__
-    assert behind is None or (
-        caught.value.__suppress_context__ and not type(behind).__module__.startswith(("google", "requests"))
+class TestFailures(KeyServiceFailures):
+    extra = "gcp"
+    sdk_modules = ("google.cloud.kms_v1",)
+    foreign_uris = (f"gcp-kms:{RING}/cryptoKeys/other", f"gcp-kms:{RING}/cryptoKeys/k/cryptoKeyVersions/1")
+    busy = says("RESOURCE_EXHAUSTED", code=429)
+    no_kek = unwrapped(b"short")
+    repeats_key = tuple(
+        says(status, f"bad plaintext {KEK_BASE64}")
+        for status in ("PERMISSION_DENIED", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE")
     )
-    return caught.value
-
-
-@pytest.mark.parametrize(
-    ("fault", "error", "code", "text"),
-    [
+    refusals = (
         (
             says("PERMISSION_DENIED", "Permission 'cloudkms.x' denied", code=403),
             KeyAccessDeniedError,
@@ -229,25 +228,23 @@ def failed(key: MasterKey, wrapped: WrappedKey, error: type[EncpipeError]) -> En
         (says("OUT_OF_RANGE"), KmsError, "kms", "OUT_OF_RANGE"),
         (says("\x1b[31m" + "x" * 5000), KmsError, "kms", "HTTP 400"),
         (says("OUT_OF_RANGE", "\x1b[31m" + "x" * 5000), KmsError, "kms", "xxx"),
-    ],
-    ids=lambda value: value.body.decode()[11:70] if isinstance(value, Fault) else "",
-)
-def test_refusals_are_told_apart_and_not_tried_again(
-    key: MasterKey,
-    wrapped: WrappedKey,
-    proxy: FaultProxy,
-    fault: Fault,
-    error: type[EncpipeError],
-    code: str,
-    text: str,
-) -> None:
-    proxy.faults = [Fault(fault.kind, code=fault.code, body=fault.body, headers=fault.headers)]
-    refusal = failed(key, wrapped, error)
-    assert refusal.code == code
-    assert text in f"{refusal.message} {refusal.hint}"
-    assert len(refusal.message) < 1000
-    assert refusal.message.isprintable()
-    assert len(proxy.requests) == 1
+    )
+    passing = (
+        says("RESOURCE_EXHAUSTED", "Quota exceeded for quota metric", code=429, times=2),
+        says("UNAVAILABLE", code=503, times=2),
+        says("INTERNAL", code=500, times=2),
+        says("DEADLINE_EXCEEDED", code=504, times=2),
+        says("FAILED_PRECONDITION", "", blocked("PENDING_GENERATION"), times=2),
+        says(
+            "INVALID_ARGUMENT", "The checksum in field x_crc32c did not match the data in field x.", times=2
+        ),
+        Fault("status", code=502, body=b"<html>", times=2),
+        Fault("status", code=429, times=2),
+        Fault("reset", times=2),
+        Fault("drop_answer", times=2),
+        Fault("truncate", times=2),
+        Fault("shorten", times=2),
+    )
 
 
 def test_who_may_only_decrypt_opens_and_does_not_wrap(gcp_kms: Gcp) -> None:
@@ -310,48 +307,6 @@ def test_destroyed_version_and_the_next(gcp_kms: Gcp) -> None:
     failed(key, wrapped, KeyNotFoundError)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        says("RESOURCE_EXHAUSTED", "Quota exceeded for quota metric", code=429, times=2),
-        says("UNAVAILABLE", code=503, times=2),
-        says("INTERNAL", code=500, times=2),
-        says("DEADLINE_EXCEEDED", code=504, times=2),
-        says("FAILED_PRECONDITION", "", blocked("PENDING_GENERATION"), times=2),
-        says(
-            "INVALID_ARGUMENT", "The checksum in field x_crc32c did not match the data in field x.", times=2
-        ),
-        Fault("status", code=502, body=b"<html>", times=2),
-        Fault("status", code=429, times=2),
-        Fault("reset", times=2),
-        Fault("drop_answer", times=2),
-        Fault("truncate", times=2),
-        Fault("shorten", times=2),
-    ],
-    ids=lambda fault: f"{fault.kind} {fault.body.decode()[11:40]}",
-)
-def test_passing_faults_are_tried_again(
-    key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy, fault: Fault
-) -> None:
-    proxy.faults = [fault]
-    fault.hits = 0
-    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-    assert len(proxy.requests) == 3
-
-
-def test_throttling_that_lasts_is_an_outage_within_the_deadline(
-    gcp_kms: Gcp, name: str, wrapped: WrappedKey, proxy: FaultProxy
-) -> None:
-    key = service(gcp_kms, proxy.url, deadline=1).master_key(f"gcp-kms:{name}")
-    key.unwrap(wrapped, aad=CONTEXT)
-    proxy.faults = [says("RESOURCE_EXHAUSTED", code=429)]
-    start = time.monotonic()
-    error = failed(key, wrapped, KmsUnavailableError)
-    assert time.monotonic() - start < 3
-    assert "throttling" in error.message
-    assert len(proxy.requests) > 2
-
-
 @pytest.mark.parametrize("body", [b'{"error": "no"}', b'{"error": {"status": "NOT_FOUND", "details": 3}}'])
 @pytest.mark.parametrize("code", [200, 404])
 def test_an_answer_that_cannot_be_read_is_an_outage(
@@ -361,18 +316,6 @@ def test_an_answer_that_cannot_be_read_is_an_outage(
     key = service(gcp_kms, proxy.url, deadline=0.5).master_key(f"gcp-kms:{name}")
     proxy.faults = [Fault("status", code=code, body=body, headers=JSON)]
     failed(key, wrapped, KmsUnavailableError)
-
-
-@pytest.mark.parametrize("fault", [Fault("stall"), Fault("delay", seconds=60)], ids=["stall", "delay"])
-@pytest.mark.parametrize("read_timeout", [0.2, 60])
-def test_a_slow_service_is_given_up_at_the_deadline(
-    gcp_kms: Gcp, name: str, wrapped: WrappedKey, proxy: FaultProxy, fault: Fault, read_timeout: float
-) -> None:
-    proxy.faults = [fault]
-    key = service(gcp_kms, proxy.url, deadline=1, read_timeout=read_timeout).master_key(f"gcp-kms:{name}")
-    start = time.monotonic()
-    failed(key, wrapped, KmsUnavailableError)
-    assert time.monotonic() - start < 4
 
 
 def test_the_timeouts_of_an_attempt_are_the_tables(
@@ -388,23 +331,6 @@ def test_the_timeouts_of_an_attempt_are_the_tables(
     key = service(gcp_kms, connect_timeout=3.5, read_timeout=7).master_key(f"gcp-kms:{name}")
     assert key.unwrap(wrapped, aad=CONTEXT) == KEK
     assert seen == [(3.5, 7)]
-
-
-def test_no_server_is_an_outage(gcp_kms: Gcp, name: str, wrapped: WrappedKey) -> None:
-    with socket.socket() as taken:  # bound, not listening: nobody else can listen there meanwhile
-        taken.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        key = service(gcp_kms, endpoint, deadline=0.3).master_key(f"gcp-kms:{name}")
-        assert endpoint in failed(key, wrapped, KmsUnavailableError).message
-
-
-def test_redirects_are_not_followed(key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy) -> None:
-    elsewhere = {"Location": f"{proxy.url}/elsewhere"}
-    proxy.faults = [Fault("status", code=code, headers=elsewhere, times=1) for code in (301, 307, 308)]
-    for _ in range(3):
-        assert "redirects" in failed(key, wrapped, KmsError).message
-    assert len(proxy.requests) == 3
-    assert all("elsewhere" not in path for _, path in proxy.requests)
 
 
 def test_damage_on_the_way_is_noticed_both_ways(
@@ -470,31 +396,6 @@ def test_an_answer_for_another_key_is_refused(key: MasterKey, proxy: FaultProxy,
             key.wrap(KEK, aad=CONTEXT)
 
 
-def test_a_plaintext_that_is_no_kek_is_refused(
-    key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy
-) -> None:
-    proxy.faults = [unwrapped(b"short")]
-    failed(key, wrapped, UnwrapError)
-
-
-def test_a_wrapping_of_another_key_is_refused_without_asking(
-    key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy, name: str
-) -> None:
-    for foreign in (f"gcp-kms:{name}x", "local:default", f"{key.uri}/cryptoKeyVersions/1", ""):
-        failed(key, WrappedKey(foreign, wrapped.blob, "", ""), UnwrapError)
-    assert proxy.requests == []
-
-
-def test_what_the_service_says_is_not_shown_when_it_could_be_the_key(
-    key: MasterKey, proxy: FaultProxy
-) -> None:
-    for status in ("PERMISSION_DENIED", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE"):
-        proxy.faults = [says(status, f"bad plaintext {KEK_BASE64}")]
-        with pytest.raises(KmsError) as refused:
-            key.wrap(KEK, aad=CONTEXT)
-        assert KEK_BASE64 not in f"{refused.value.message} {refused.value.hint}"
-
-
 def test_debug_logs_hold_no_key_and_no_token(
     key: MasterKey, proxy: FaultProxy, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,80 +418,6 @@ def test_debug_logs_hold_no_key_and_no_token(
     http.debug("others may log")
     assert "a body" not in caplog.text
     assert "others may log" in caplog.text
-
-
-def test_plain_http_beyond_loopback_is_refused_before_any_connection(
-    gcp_kms: Gcp, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_network(*_: Any, **__: Any) -> None:
-        raise AssertionError("this must not touch the network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    monkeypatch.setattr(socket.socket, "connect", no_network)
-    for endpoint in ("http://kms.example", "http://10.0.0.1:9000", "http://localhost.example"):
-        with pytest.raises(ConfigError) as refused:
-            service(gcp_kms, endpoint)
-        assert refused.value.code == "insecure-transport"
-
-
-def test_tls_with_the_configured_ca_whatever_the_environment_says(
-    gcp_kms: Gcp,
-    ca: CertificateAuthority,
-    name: str,
-    wrapped: WrappedKey,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stranger = CertificateAuthority.create(tmp_path / "stranger")
-    variables = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
-    with proxy_of(gcp_kms, ca.server()) as proxy:
-        for variable in variables:
-            monkeypatch.setenv(variable, str(stranger.path))
-        trusting = service(gcp_kms, proxy.url, TlsConfig(ca_file=ca.path)).master_key(f"gcp-kms:{name}")
-        assert trusting.unwrap(wrapped, aad=CONTEXT) == KEK
-        for variable in variables:
-            monkeypatch.setenv(variable, str(ca.path))
-        asked = len(proxy.requests)
-        doubting = service(gcp_kms, proxy.url, TlsConfig(ca_file=stranger.path)).master_key(f"gcp-kms:{name}")
-        assert failed(doubting, wrapped, ConfigError).code == "untrusted-certificate"
-        assert len(proxy.requests) == asked
-
-
-@pytest.mark.parametrize("flaw", ["untrusted CA", "self-signed", "expired", "wrong host"])
-def test_a_certificate_with_a_flaw_is_refused_at_once(
-    gcp_kms: Gcp, ca: CertificateAuthority, name: str, wrapped: WrappedKey, flaw: str
-) -> None:
-    certificate = {
-        "untrusted CA": ca.server,
-        "self-signed": ca.self_signed,
-        "expired": lambda: ca.server(expired=True),
-        "wrong host": lambda: ca.server(wrong_host=True),
-    }[flaw]()
-    tls = TlsConfig() if flaw == "untrusted CA" else TlsConfig(ca_file=ca.path)
-    with proxy_of(gcp_kms, certificate) as proxy:
-        error = failed(service(gcp_kms, proxy.url, tls).master_key(f"gcp-kms:{name}"), wrapped, ConfigError)
-        assert error.code == "untrusted-certificate"
-        assert "tls.ca_file" in error.hint
-        assert proxy.requests == []
-
-
-def test_mutual_tls(gcp_kms: Gcp, ca: CertificateAuthority, name: str, wrapped: WrappedKey) -> None:
-    own = ca.client()
-    with proxy_of(gcp_kms, ca.server(), ca.path) as proxy:
-        known = service(gcp_kms, proxy.url, TlsConfig(ca.path, own.cert, own.key)).master_key(
-            f"gcp-kms:{name}"
-        )
-        assert known.unwrap(wrapped, aad=CONTEXT) == KEK
-        unknown = service(gcp_kms, proxy.url, TlsConfig(ca.path), deadline=1).master_key(f"gcp-kms:{name}")
-        failed(unknown, wrapped, KmsUnavailableError)
-
-
-def test_a_missing_ca_file_is_a_config_error(
-    gcp_kms: Gcp, name: str, wrapped: WrappedKey, tmp_path: Path
-) -> None:
-    tls = TlsConfig(ca_file=tmp_path / "missing.pem")
-    key = service(gcp_kms, "https://127.0.0.1:9", tls).master_key(f"gcp-kms:{name}")
-    assert "missing.pem" in failed(key, wrapped, ConfigError).message
 
 
 def test_proxies_and_logins_of_the_environment_do_not_count(
@@ -723,30 +550,4 @@ def test_a_service_account_file_has_to_be_private_and_whole(
     path.chmod(0o640)
     assert failed(key, wrapped, ConfigError).code == "keyring-permissions"
     path.chmod(0o600)
-    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-
-
-def test_without_the_sdk_the_error_is_the_pip_command(
-    key: MasterKey, wrapped: WrappedKey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "google.cloud.kms_v1", None)
-    monkeypatch.delitem(sys.modules, "encpipe.kms.gcp_client", raising=False)
-    assert failed(key, wrapped, MissingExtraError).hint == "pip install 'encpipe[gcp]'"
-
-
-def test_a_forked_child_opens_connections_of_its_own(gcp_kms: Gcp, name: str, wrapped: WrappedKey) -> None:
-    kms = service(gcp_kms)
-    key = kms.master_key(f"gcp-kms:{name}")
-    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-    connection = kms._clients._process.get()
-    connection.lock.acquire()  # as if another thread were connecting: the child must not wait for it
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of a fork with threads
-        child = os.fork()
-    if child == 0:
-        opened = key.unwrap(wrapped, aad=CONTEXT) == KEK
-        own = kms._clients._process.get().clients[None] is not connection.clients[None]
-        os._exit(0 if opened and own else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    connection.lock.release()
     assert key.unwrap(wrapped, aad=CONTEXT) == KEK

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import os
-import socket
-import sys
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from servers.ca import CertificateAuthority, IssuedCertificate
+from keyservicefailures import (
+    CONTEXT,
+    KEK,
+    KEK_BASE64,
+    KeyServiceFailures,
+    Listen,
+    Nobody,
+    Reach,
+    before,
+    failed,
+)
+from servers.ca import CertificateAuthority
 from servers.openbao import OpenBao, RaftServer
 
 from encpipe.config import TlsConfig
@@ -27,19 +33,15 @@ from encpipe.errors import (
     KeyNotFoundError,
     KmsError,
     KmsUnavailableError,
-    MissingExtraError,
     UnwrapError,
 )
-from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey
+from encpipe.keys import MasterKey, WrappedKey
 from encpipe.kms.base import KmsSettings
 from encpipe.kms.vault import VaultKms
 from encpipe.testing.faultproxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.server
 
-CONTEXT = KeyContext("d" * 32, "footer", "e" * 32)
-KEK = Secret(bytes(range(100, 132)))
-KEK_BASE64 = base64.b64encode(KEK.reveal()).decode()
 JSON = {"Content-Type": "application/json"}
 DECRYPT = "/v1/transit/decrypt/"
 
@@ -53,9 +55,22 @@ def credentials(openbao: OpenBao, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 @pytest.fixture
-def proxy(openbao: OpenBao) -> Iterator[FaultProxy]:
-    with FaultProxy(*upstream(openbao)) as running:
+def listen(openbao: OpenBao) -> Listen:
+    return before(openbao.address)
+
+
+@pytest.fixture
+def proxy(listen: Listen) -> Iterator[FaultProxy]:
+    with listen() as running:
         yield running
+
+
+@pytest.fixture
+def reach(uri: str) -> Reach:
+    def make(where: FaultProxy | Nobody, tls: TlsConfig | None = None, **table: Any) -> MasterKey:
+        return service(where.url, tls, **table).master_key(uri)
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +86,6 @@ def key(proxy: FaultProxy, uri: str) -> MasterKey:
 @pytest.fixture
 def wrapped(openbao: OpenBao, uri: str) -> WrappedKey:
     return service(openbao.address).master_key(uri).wrap(KEK, aad=CONTEXT)
-
-
-def upstream(server: OpenBao) -> tuple[str, int]:
-    parts = urlsplit(server.address)
-    assert parts.hostname is not None
-    assert parts.port is not None
-    return parts.hostname, parts.port
 
 
 def service(address: str, tls: TlsConfig | None = None, **table: Any) -> VaultKms:
@@ -97,24 +105,15 @@ def answers(body: Any, code: int = 200) -> Fault:
     return Fault("status", code=code, body=json.dumps(body).encode(), headers=JSON, match=of_a_key)
 
 
-def asked(proxy: FaultProxy) -> list[str]:
-    """Paths of the requests about keys."""
-    return [path for method, path in proxy.requests if of_a_key(method, path)]
-
-
-def failed(key: MasterKey, wrapped: WrappedKey, error: type[EncpipeError]) -> EncpipeError:
-    """The error of an unwrap: exactly of this class, with a hint, and without the client's behind it."""
-    with pytest.raises(error) as caught:
-        key.unwrap(wrapped, aad=CONTEXT)
-    assert type(caught.value) is error
-    assert caught.value.__cause__ is None
-    assert caught.value.__context__ is None or caught.value.__suppress_context__
-    return caught.value
-
-
-@pytest.mark.parametrize(
-    ("fault", "error", "code", "text"),
-    [
+class TestFailures(KeyServiceFailures):
+    extra = "vault"
+    sdk_modules = ("hvac", "hvac.adapters")
+    ca_variables = ("VAULT_CACERT", "BAO_CACERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+    foreign_uris = ("vault:other", "vault:team/other")
+    busy = says("rate limit quota exceeded", code=429)
+    no_kek = answers({"data": {"plaintext": base64.b64encode(b"short").decode()}})
+    repeats_key = tuple(says(f"bad plaintext {KEK_BASE64}", code=code) for code in (400, 403, 404, 429, 500))
+    refusals = (
         (says("permission denied", code=403), KeyAccessDeniedError, "key-denied", "capabilities"),
         (Fault("status", code=403, body=b"<html>blocked</html>", match=of_a_key), KmsError, "kms", "proxy"),
         (Fault("status", code=401, match=of_a_key), KmsError, "kms", "proxy"),
@@ -137,31 +136,8 @@ def failed(key: MasterKey, wrapped: WrappedKey, error: type[EncpipeError]) -> En
         ),
         (says("Vault is not initialized", code=501), KmsError, "kms", "not initialised"),
         (says("\x1b[31m" + "x" * 5000), KmsError, "kms", "[31mxxx"),
-    ],
-    ids=lambda value: f"{value.code} {value.body.decode()[:30]}" if isinstance(value, Fault) else "",
-)
-def test_refusals_are_told_apart_and_not_tried_again(
-    key: MasterKey,
-    wrapped: WrappedKey,
-    proxy: FaultProxy,
-    fault: Fault,
-    error: type[EncpipeError],
-    code: str,
-    text: str,
-) -> None:
-    proxy.faults = [fault]
-    refusal = failed(key, wrapped, error)
-    assert refusal.code == code
-    assert refusal.hint
-    assert text in f"{refusal.message} {refusal.hint}"
-    assert len(refusal.message) < 1000
-    assert refusal.message.isprintable()
-    assert len(asked(proxy)) == 1
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
+    )
+    passing = (
         says("request path limited", code=429, times=2),
         says("Vault is sealed", code=503, times=2),
         says("internal error", code=500, times=2),
@@ -172,16 +148,20 @@ def test_refusals_are_told_apart_and_not_tried_again(
         Fault("drop_answer", times=2, match=of_a_key),
         Fault("truncate", times=2, match=of_a_key),
         Fault("shorten", times=2, match=of_a_key),
-    ],
-    ids=lambda fault: f"{fault.kind} {fault.code} {fault.body.decode()[:20]}",
-)
-def test_passing_faults_are_tried_again(
-    key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy, fault: Fault
-) -> None:
-    proxy.faults = [fault]
-    fault.hits = 0
-    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-    assert len(asked(proxy)) == 3
+    )
+
+    def of_a_key(self, method: str, path: str) -> bool:
+        return of_a_key(method, path)
+
+    def of_process(self, key: Any) -> Any:
+        return key._service._process.get()
+
+    @pytest.fixture(autouse=True)
+    def keep_token(self, openbao: OpenBao) -> None:
+        self.token = openbao.root_token
+
+    def credentials_in_use(self) -> Sequence[str]:
+        return (self.token,)
 
 
 def test_absent_key_is_neither_found_nor_created(openbao: OpenBao, wrapped: WrappedKey) -> None:
@@ -295,37 +275,6 @@ def test_a_server_that_asks_to_be_left_alone_is(
     assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize("fault", [Fault("stall"), Fault("delay", seconds=60)], ids=["stall", "delay"])
-@pytest.mark.parametrize("read_timeout", [0.2, 60])
-def test_a_slow_service_is_given_up_at_the_deadline(
-    uri: str, wrapped: WrappedKey, proxy: FaultProxy, fault: Fault, read_timeout: float
-) -> None:
-    proxy.faults = [fault]
-    key = service(proxy.url, deadline=1, read_timeout=read_timeout).master_key(uri)
-    start = time.monotonic()
-    failed(key, wrapped, KmsUnavailableError)
-    assert time.monotonic() - start < 4
-
-
-def test_no_server_is_an_outage(uri: str, wrapped: WrappedKey) -> None:
-    with socket.socket() as taken:  # bound, not listening: nobody else can listen there meanwhile
-        taken.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        key = service(address, deadline=0.3).master_key(uri)
-        assert address in failed(key, wrapped, KmsUnavailableError).message
-
-
-def test_redirects_are_not_followed(key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy) -> None:
-    elsewhere = {"Location": f"{proxy.url}/v1/elsewhere"}
-    proxy.faults = [
-        Fault("status", code=code, headers=elsewhere, times=1, match=of_a_key)
-        for code in (301, 302, 307, 308)
-    ]
-    for _ in range(4):
-        assert "address" in failed(key, wrapped, KmsError).hint
-    assert not any("elsewhere" in path for _, path in proxy.requests)
-
-
 def test_an_answer_that_is_no_kek_is_refused(key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy) -> None:
     for plaintext in (base64.b64encode(b"short").decode(), "", "?", None, 7, KEK_BASE64 * 2):
         proxy.faults = [answers({"data": {"plaintext": plaintext}})]
@@ -358,99 +307,6 @@ def test_a_wrapping_of_another_key_or_kind_is_refused_without_asking(
     assert proxy.requests == []
 
 
-def test_what_the_service_says_is_not_shown_when_it_could_be_the_key(
-    key: MasterKey, proxy: FaultProxy
-) -> None:
-    for code in (400, 403, 404, 429, 500):
-        proxy.faults = [says(f"bad plaintext {KEK_BASE64}", code=code)]
-        hasty = service(proxy.url, deadline=0.3).master_key(key.uri)
-        with pytest.raises(EncpipeError) as refused:
-            hasty.wrap(KEK, aad=CONTEXT)
-        assert KEK_BASE64 not in f"{refused.value.message} {refused.value.hint}"
-
-
-def test_debug_logs_hold_no_key_and_no_token(
-    openbao: OpenBao, key: MasterKey, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.NOTSET)
-    proxy.faults = [Fault("reset", times=1, match=of_a_key)]
-    wrapped = key.wrap(KEK, aad=CONTEXT)
-    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-    proxy.faults = [says(KEK_BASE64)]
-    failed(key, wrapped, KmsError)
-    assert "urllib3" in caplog.text
-    for secret in (KEK_BASE64, repr(KEK.reveal())[2:-1], KEK.reveal().hex(), openbao.root_token):
-        assert secret not in caplog.text
-        assert secret not in f"{key!r} {key._service!r}"  # type: ignore[attr-defined]  # ours, not the protocol's
-
-
-def test_plain_http_beyond_loopback_is_refused_before_any_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_network(*_: Any, **__: Any) -> None:
-        raise AssertionError("this must not touch the network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    monkeypatch.setattr(socket.socket, "connect", no_network)
-    for address in ("http://vault.example:8200", "http://10.0.0.1:8200", "http://localhost.example"):
-        with pytest.raises(ConfigError) as refused:
-            service(address)
-        assert refused.value.code == "insecure-transport"
-
-
-def tls_proxy(server: OpenBao, certificate: IssuedCertificate, client_ca: Path | None = None) -> FaultProxy:
-    return FaultProxy(*upstream(server), tls_listen=certificate.server_context(client_ca))
-
-
-def test_tls_with_the_configured_ca_whatever_the_environment_says(
-    openbao: OpenBao,
-    ca: CertificateAuthority,
-    uri: str,
-    wrapped: WrappedKey,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stranger = CertificateAuthority.create(tmp_path / "stranger")
-    variables = ("VAULT_CACERT", "BAO_CACERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
-    with tls_proxy(openbao, ca.server()) as proxy:
-        for name in variables:
-            monkeypatch.setenv(name, str(stranger.path))
-        monkeypatch.setenv("VAULT_SKIP_VERIFY", "true")
-        trusting = service(proxy.url, TlsConfig(ca_file=ca.path)).master_key(uri)
-        assert trusting.unwrap(wrapped, aad=CONTEXT) == KEK
-        for name in variables:
-            monkeypatch.setenv(name, str(ca.path))
-        before = len(proxy.requests)
-        doubting = service(proxy.url, TlsConfig(ca_file=stranger.path)).master_key(uri)
-        assert failed(doubting, wrapped, ConfigError).code == "untrusted-certificate"
-        assert len(proxy.requests) == before
-
-
-@pytest.mark.parametrize("flaw", ["untrusted CA", "self-signed", "expired", "wrong host"])
-def test_a_certificate_with_a_flaw_is_refused_at_once(
-    openbao: OpenBao, ca: CertificateAuthority, uri: str, wrapped: WrappedKey, flaw: str
-) -> None:
-    certificate = {
-        "untrusted CA": ca.server,
-        "self-signed": ca.self_signed,
-        "expired": lambda: ca.server(expired=True),
-        "wrong host": lambda: ca.server(wrong_host=True),
-    }[flaw]()
-    tls = TlsConfig() if flaw == "untrusted CA" else TlsConfig(ca_file=ca.path)
-    with tls_proxy(openbao, certificate) as proxy:
-        error = failed(service(proxy.url, tls).master_key(uri), wrapped, ConfigError)
-        assert error.code == "untrusted-certificate"
-        assert "tls.ca_file" in error.hint
-        assert proxy.requests == []
-
-
-def test_mutual_tls(openbao: OpenBao, ca: CertificateAuthority, uri: str, wrapped: WrappedKey) -> None:
-    own = ca.client()
-    with tls_proxy(openbao, ca.server(), client_ca=ca.path) as proxy:
-        known = service(proxy.url, TlsConfig(ca.path, own.cert, own.key)).master_key(uri)
-        assert known.unwrap(wrapped, aad=CONTEXT) == KEK
-        unknown = service(proxy.url, TlsConfig(ca.path), deadline=1).master_key(uri)
-        failed(unknown, wrapped, KmsUnavailableError)
-
-
 def test_address_proxies_and_netrc_of_the_environment_do_not_count(
     key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -460,32 +316,4 @@ def test_address_proxies_and_netrc_of_the_environment_do_not_count(
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login other password other\n")
     (tmp_path / ".netrc").chmod(0o600)
     assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-    assert len(asked(proxy)) == 1
-
-
-def test_without_hvac_the_error_is_the_pip_command(
-    uri: str, wrapped: WrappedKey, openbao: OpenBao, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "hvac", None)
-    monkeypatch.setitem(sys.modules, "hvac.adapters", None)
-    monkeypatch.delitem(sys.modules, "encpipe.kms.vault_http", raising=False)
-    key = service(openbao.address).master_key(uri)
-    assert failed(key, wrapped, MissingExtraError).hint == "pip install 'encpipe[vault]'"
-
-
-def test_a_forked_child_opens_connections_of_its_own(openbao: OpenBao, uri: str, wrapped: WrappedKey) -> None:
-    kms = service(openbao.address)
-    key = kms.master_key(uri)
-    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-    session = kms._process.get()
-    session.lock.acquire()  # as if another thread were connecting: the child must not wait for it
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of a fork with threads
-        child = os.fork()
-    if child == 0:
-        opened = key.unwrap(wrapped, aad=CONTEXT) == KEK
-        own = kms._process.get().connection is not session.connection
-        os._exit(0 if opened and own else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    session.lock.release()
-    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
+    assert sum(of_a_key(*asked) for asked in proxy.requests) == 1
