@@ -23,9 +23,12 @@ EXAMPLES = """
 encpipe shred encrypted/flights --dry-run
 encpipe shred encrypted/flights --confirm 5f0c2c5a8f2a4b0f9c1d3e5a7b9c0d1e --report shredded.json
 encpipe shred s3://bucket/flights --key-name pii --confirm 5f0c2c5a8f2a4b0f9c1d3e5a7b9c0d1e
+encpipe shred encrypted/flights --partition year=2020 --confirm 5f0c2c5a8f2a4b0f9c1d3e5a7b9c0d1e
 encpipe shred encrypted/flights --retire-master local:old=local:new --also encrypted/people
 encpipe shred --verify-report shredded.json
 """
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+"""How a partition of nulls is spelled, as Hive does."""
 _VERDICTS = {
     "destroyed": "destroyed: no copy of it can be opened any more",
     "removed": "removed: no copy was found; one that somebody kept may still open",
@@ -41,6 +44,15 @@ def shred(
             "--key-name",
             metavar="NAME",
             help="Only the columns under this key name. Repeat it for more.",
+            show_default=False,
+        ),
+    ] = None,
+    partition: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--partition",
+            metavar="COL=VALUE[,COL=VALUE]",
+            help="Only this partition, where the policy has partition keys. Repeat it for more.",
             show_default=False,
         ),
     ] = None,
@@ -110,6 +122,7 @@ def shred(
         url,
         confirm=confirm if plan_only else _typed(url, json=json),
         key_names=key_name,
+        partitions=[_partition(value) for value in partition] if partition else None,
         retire_master=dict(_move(value) for value in retire_master or ()),
         also=also or (),
         dry_run=dry_run,
@@ -139,6 +152,11 @@ def _typed(url: str, *, json: bool) -> str:
 def person_is_there() -> bool:
     """Whether somebody can type an answer."""
     return sys.stdin.isatty()
+
+
+def _partition(value: str) -> dict[str, str | None]:
+    pairs = [opt.split(pair, "--partition", "--partition year=2020") for pair in value.split(",")]
+    return {column: None if text == NULL_PARTITION else text for column, text in pairs}
 
 
 def _move(value: str) -> tuple[str, str]:
@@ -176,6 +194,7 @@ def _view(done: ShredReport) -> list[Part]:
         ("id", done.dataset_id),
         ("generation", f"{done.generation}, revision {done.revision}"),
         ("key names", ", ".join(done.key_names)),
+        *(("partition", ", ".join(f"{k}={v}" for k, v in values.items())) for values in done.partitions),
         ("KEKs", f"{len(done.keks):,}, wrapped by {', '.join(done.master_keys) or 'nothing any more'}"),
         ("copies", plural(len(done.removed), "place") + (" would go" if done.dry_run else " removed")),
         *((f"tried afresh: {one.what}", one.code or "OPENS") for one in done.tried),

@@ -1,4 +1,4 @@
-"""Shred: destroy every wrapping of a dataset's KEKs, or of those of some key names.
+"""Shred: destroy every wrapping of a dataset's KEKs, or of those of some key names or partitions.
 
 Order: what stays moves away from a master key that is to be destroyed; the manifest is replaced, by a
 tombstone or by a new generation without the key names, so that commits in flight lose; copies of wrappings go
@@ -11,33 +11,29 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from encpipe import signing
 from encpipe.access import Access, AnyPath, open_access
 from encpipe.audit import Facts
 from encpipe.config import Config
 from encpipe.core import KekRecord
-from encpipe.errors import ConfigError, ConflictError, EncpipeError
+from encpipe.errors import ConfigError
 from encpipe.keys import WrappedKey, utc_now
 from encpipe.kms.registry import MasterKeys
-from encpipe.lifecycle.keysline import MAX_TRIES, Leftover, kek_records, only
+from encpipe.lifecycle.keysline import Leftover, kek_records
+from encpipe.lifecycle.shredcommit import check_confirmed, replace_manifest
 from encpipe.lifecycle.shredcopies import Copies
 from encpipe.lifecycle.shredmaster import Retirement
-from encpipe.lifecycle.shredreport import RetiredMaster, ShredReport, Verdict
+from encpipe.lifecycle.shredpartitions import PartitionShred
+from encpipe.lifecycle.shredreport import NOTE_COPIES, NOTE_OPEN, RetiredMaster, ShredReport, Verdict
 from encpipe.lifecycle.shredtrial import Trial, try_afresh
 from encpipe.lifecycle.tombstone import Made, doomed_keks, is_shredded, tombstone, without
 from encpipe.manifest import Manifest
 from encpipe.signing import writer_signing
-from encpipe.state import MANIFEST_PATH, load_state, read_manifest
+from encpipe.state import load_state, read_manifest
 
 __all__ = ["ShredReport", "shred"]
-
-NOTE_OPEN: Final = "processes that have the dataset open keep its keys in memory until they close it"
-NOTE_COPIES: Final = (
-    "backups, replicas, snapshots, pickled handles and copies that others made are out of reach: who has one "
-    "from before, and the right to use its master key, still opens it"
-)
 
 
 def shred(
@@ -45,6 +41,7 @@ def shred(
     *,
     confirm: str | None = None,
     key_names: Sequence[str] | None = None,
+    partitions: Sequence[Mapping[str, str | None]] | None = None,
     retire_master: Mapping[str, str] | None = None,
     also: Sequence[AnyPath] = (),
     dry_run: bool = False,
@@ -53,12 +50,16 @@ def shred(
     master_keys: MasterKeys | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> ShredReport:
-    """Make the dataset at `url`, or the columns under `key_names`, unreadable for everybody, for good.
+    """Make the dataset at `url`, the columns under `key_names`, or `partitions`, unreadable, for good.
 
     `confirm` is the dataset id; only a dry run goes without. A dataset becomes a tombstone: no key of it is
     needed for that, and its data files stay, as bytes that nobody opens. With `key_names` there is a new
     generation, and the retained ones stay, too, all without these; that needs every other key name.
     Signs as writes do.
+
+    `partitions` are values of the policy's `partition_keys`, as `{"year": "2020"}`; columns that are not
+    named may have any. There is a new generation without the files and KEKs of these partitions; older ones
+    that have them leave, and stopped writes go. Needs every key name. Files stay until `gc` removes them.
 
     `retire_master` maps master keys, as `inspect` shows them, to others ("" where nothing moves): they are
     destroyed after what stays of the dataset, and all of the datasets `also`, has moved. Whatever else they
@@ -72,10 +73,19 @@ def shred(
     access = open_access(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
     )
-    retirement = Retirement(access, retire_master or {}, also)
     audit = access.master_keys.audit
     with contextlib.closing(access.storage), audit.refusals("shred", dataset=access.storage.url):
-        work = _Shred(access, names, retirement)
+        work: _Shred | PartitionShred
+        if partitions is None:
+            work = _Shred(access, names, Retirement(access, retire_master or {}, also))
+        elif names is not None or retire_master or also:
+            raise ConfigError(
+                "partitions are shredded under all key names, and the master keys stay in use",
+                hint="shred without key_names=, retire_master= and also=",
+                code="usage",
+            )
+        else:
+            work = PartitionShred(access, partitions)
         work.check(confirm, dry_run=dry_run)
         return work.plan() if dry_run else work.run()
 
@@ -96,12 +106,7 @@ class _Shred:
     def check(self, confirm: str | None, *, dry_run: bool) -> None:
         """Raise `ConfigError` for a call that is not to be done, before anything is changed."""
         core = self._found.core
-        if confirm != core.dataset_id and not (dry_run and confirm is None):
-            raise ConfigError(
-                f"{self._storage.url} is dataset {core.dataset_id}, and that is not what was confirmed",
-                hint="to shred it, confirm its dataset id: --confirm ID, confirm=",
-                code="usage",
-            )
+        check_confirmed(self._access, core.dataset_id, confirm, dry_run=dry_run)
         known = sorted({record.key_name for record in kek_records(self._found).values()})
         for name in self._names or ():
             if name not in known:
@@ -139,52 +144,22 @@ class _Shred:
     # The manifest
 
     def _commit(self) -> None:
-        """Replace the manifest, on top of whatever others commit meanwhile."""
-        for _ in range(MAX_TRIES):
-            data, found = read_manifest(self._storage)
-            self._check_same(found)
-            self._found = found
-            if is_shredded(found, self._names):
-                return
-            self._meet(found)
-            made = self._make(found)
-            if made is None:
-                continue
-            facts = self._facts(found)
-            self._audit.record("shred", **facts)
-            if made.sealed is not None:
-                self._storage.create(made.core.list_name, made.sealed)
-            try:
-                self._storage.commit(MANIFEST_PATH, made.data, check=only(data), is_ours=made.data.__eq__)
-            except ConflictError as error:
-                self._audit.refuse("shred", error, **facts)
-                self._drop_list(made)
-                continue
-            _, self._found = read_manifest(self._storage)
-            return
-        raise ConflictError(f"other writers were first {MAX_TRIES} times", hint="run the command again")
+        self._found = replace_manifest(
+            self._access,
+            self._found.core.dataset_id,
+            self._make,
+            lambda found: is_shredded(found, self._names),
+            self._facts,
+        )
 
-    def _make(self, found: Manifest) -> Made | None:
+    def _make(self, data: bytes, found: Manifest) -> Made | None:
         """What to commit in the place of `found`; None where it is not the newest any more."""
+        self._meet(found)
         if self._names is None:
             signing.check(found.head, self._signing.signers)
             return tombstone(found, self._signing.sign)
         state = load_state(self._storage, self._access.master_keys, signers=self._signing.signers)
-        if state.manifest.head.digest != found.head.digest or state.manifest.revision != found.revision:
-            return None
-        return without(state, self._names, self._signing.sign)
-
-    def _check_same(self, found: Manifest) -> None:
-        if found.core.dataset_id != self._copies.dataset_id:
-            raise ConflictError(
-                "another dataset was put in the place of this one in the meantime",
-                hint="look at what is there (encpipe inspect), then run the command again",
-            )
-
-    def _drop_list(self, made: Made) -> None:
-        if made.sealed is not None:
-            with contextlib.suppress(EncpipeError):
-                self._storage.delete(made.core.list_name)
+        return without(state, self._names, self._signing.sign) if state.manifest_bytes == data else None
 
     def _meet(self, found: Manifest) -> None:
         self._keks |= doomed_keks(found, self._names)

@@ -19,7 +19,7 @@ from encpipe.errors import EncpipeError
 from encpipe.keys import KeyContext
 from encpipe.kms.registry import MasterKeys
 from encpipe.manifest import parse_wrappings
-from encpipe.state import load_keys
+from encpipe.state import load_keys, read_list
 from encpipe.storage import Storage, open_storage
 from encpipe.strictjson import Fields
 
@@ -34,7 +34,10 @@ def main() -> None:
         keys.receive_unlocked(asked["keyring"])
         os.close(asked["keyring"])
     with contextlib.closing(open_storage(place, config=config, options=asked["options"])) as storage:
-        answers = [*_from_storage(storage, keys, asked["keks"]), *_from_copies(keys, asked)]
+        if asked["partition_keks"] is not None:
+            answers = [*_from_lists(storage, keys, asked["partition_keks"])]
+        else:
+            answers = [*_from_storage(storage, keys, asked["keks"]), *_from_copies(keys, asked)]
     sys.stdout.write(json.dumps(answers))
 
 
@@ -50,6 +53,21 @@ def _from_storage(storage: Storage, keys: MasterKeys, keks: dict[str, str]) -> I
         yield "the dataset", ""
     for kek_id, name in keks.items():
         yield f"KEK {kek_id} of {name}", _code(lambda kek_id=kek_id: held.kek(kek_id))
+
+
+def _from_lists(storage: Storage, keys: MasterKeys, keks: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Which partition KEKs the lists of all generations give."""
+    there: set[str] = set()
+    code = "shredded"
+    try:
+        _, found, held = load_keys(storage, keys)
+        for tagged in (*found.retained, found.head):
+            files = read_list(storage, tagged, held.kek(tagged.core.footer_kek.id))
+            there |= {kek.id for kek in files.partition_keks}
+    except EncpipeError as error:
+        code = error.code
+    for kek_id, name in keks.items():
+        yield f"partition KEK {kek_id} of {name}", "" if kek_id in there else code
 
 
 def _from_copies(keys: MasterKeys, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,13 @@ Verdict = Literal["destroyed", "removed", "incomplete", ""]
 `removed`: no wrapping is found any more. `incomplete`: see `remaining`. Empty for a dry run."""
 
 
+NOTE_OPEN: Final = "processes that have the dataset open keep its keys in memory until they close it"
+NOTE_COPIES: Final = (
+    "backups, replicas, snapshots, pickled handles and copies that others made are out of reach: who has one "
+    "from before, and the right to use its master key, still opens it"
+)
+
+
 @dataclass(frozen=True)
 class Tried:
     """One try of a fresh process to open what was shredded. `code` is the error it met, empty for none."""
@@ -63,9 +70,9 @@ class RetiredMaster:
 class ShredReport:
     """What was shredded, what that was wrapped by, which copies went, and what is left.
 
-    `scope` is `dataset` or `key-names`; `removed` are places below the dataset (with `dry_run`, what would
-    go); `remaining` are wrappings that are still there, or places that could not be looked at; `tried` is
-    what a fresh process tried. `signer` and `signature` are empty where nothing signs.
+    `scope` is `dataset`, `key-names` or `partitions`; `removed` are places below the dataset (with
+    `dry_run`, what would go); `remaining` are wrappings that are still there, or places that could not be
+    looked at; `tried` is what a fresh process tried. `signer` and `signature` are empty where nothing signs.
     """
 
     url: str
@@ -84,6 +91,7 @@ class ShredReport:
     verdict: Verdict
     dry_run: bool
     created: str
+    partitions: tuple[Mapping[str, str | None], ...] = ()
     signer: str = ""
     signature: str = ""
 

@@ -39,10 +39,12 @@ def try_afresh(
     keks: Mapping[str, KekRecord],
     wrappings: Mapping[str, tuple[WrappedKey, ...]],
     names: Mapping[str, str],
+    partition_keks: Mapping[str, str] | None = None,
 ) -> Trial:
     """Have a new process try each of `keks` (none: the dataset), and each of `wrappings` by its master key.
 
-    `names` has the key name of each KEK. It finds credentials as this process did. What unlocks the keyring,
+    `names` has the key name of each KEK. With `partition_keks` (id -> key name) it looks for just these, in
+    the file list of every generation. It finds credentials as this process did. What unlocks the keyring,
     storage options and settings of services go through pipes: not in its arguments, nor in files. Never
     raises: what it could not do is in `why_not`.
     """
@@ -51,6 +53,7 @@ def try_afresh(
         "keks": {kek_id: record.key_name for kek_id, record in keks.items()},
         "wrappings": wrappings_json(wrappings),
         "names": {kek_id: names[kek_id] for kek_id in wrappings},
+        "partition_keks": partition_keks,
     }
     try:
         answers = json.loads(_run(access, asked))

@@ -1,4 +1,4 @@
-"""The manifests that shred commits: a tombstone, and one without a key name's wrappings. No I/O here.
+"""The manifests that shred commits: a tombstone, and new generations without something. No I/O here.
 
 A tombstone is a manifest whose footer key is `shredded`. It has one generation more than the dataset had, no
 wrapping, no older generation and no file list (docs/format.md, "Tombstone"), so that no reader finds a key,
@@ -8,13 +8,14 @@ and no commit on top of what was there before can pass.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from encpipe import filelist, manifest
-from encpipe.core import Core, KekRecord
-from encpipe.keys import Secret, new_id, utc_now
+from encpipe.core import Core, KekRecord, TaggedCore
+from encpipe.filelist import FileList
+from encpipe.keys import Secret, WrappedKey, new_id, utc_now
 from encpipe.lifecycle.keysline import kek_records
 from encpipe.manifest import Manifest, Sign
 from encpipe.state import State
@@ -82,15 +83,42 @@ def without(state: State, names: Collection[str], sign: Sign | None) -> Made:
     Retained generations whose footer key is one of `names` leave. Raises what unwrapping the other key
     names raises: each of them has to vouch for the new core.
     """
+    doomed = doomed_keks(state.manifest, names)
+    return _next(
+        state,
+        state.files,
+        keks=tuple(_shredded(kek) if kek.id in doomed else kek for kek in state.manifest.core.keks),
+        wrappings={k: some for k, some in state.manifest.wrappings.items() if k not in doomed},
+        retained=[tagged for tagged in state.manifest.history if tagged.core.footer_key not in names],
+        sign=sign,
+    )
+
+
+def without_files(state: State, files: FileList, leaving: Collection[str], sign: Sign | None) -> Made:
+    """A new generation with these files; older ones whose list is among `leaving` (paths) leave.
+
+    Raises what unwrapping any key name raises.
+    """
     found = state.manifest
-    base, doomed = found.core, doomed_keks(found, names)
-    keks = {
-        kek.id: state.keys.kek(kek.id) for kek in base.keks if kek.state == "active" and kek.id not in doomed
-    }
+    retained = [tagged for tagged in found.history if tagged.core.list_name not in leaving]
+    return _next(state, files, keks=found.core.keks, wrappings=found.wrappings, retained=retained, sign=sign)
+
+
+def _next(
+    state: State,
+    files: FileList,
+    *,
+    keks: tuple[KekRecord, ...],
+    wrappings: Mapping[str, tuple[WrappedKey, ...]],
+    retained: Sequence[TaggedCore],
+    sign: Sign | None,
+) -> Made:
+    found, base = state.manifest, state.manifest.core
+    opened = {kek.id: state.keys.kek(kek.id) for kek in keks if kek.state == "active"}
     generation, list_id = base.generation + 1, new_id()
     sealed = filelist.seal(
-        state.files,
-        footer_kek=keks[base.footer_kek.id],
+        files,
+        footer_kek=opened[base.footer_kek.id],
         dataset_id=base.dataset_id,
         generation=generation,
         list_id=list_id,
@@ -102,14 +130,14 @@ def without(state: State, names: Collection[str], sign: Sign | None) -> Made:
         created=utc_now(),
         list_id=list_id,
         list_sha256=hashlib.sha256(sealed).digest(),
-        keks=tuple(_shredded(record) if record.id in doomed else record for record in base.keks),
+        keks=keks,
     )
     data = manifest.build(
         core,
         revision=found.revision + 1,
-        wrappings={kek_id: some for kek_id, some in found.wrappings.items() if kek_id not in doomed},
-        retained=[tagged for tagged in found.history if tagged.core.footer_key not in names],
-        keks=keks,
+        wrappings=wrappings,
+        retained=retained,
+        keks=opened,
         keys_raw=found.keys_raw,
         sign=sign,
     )

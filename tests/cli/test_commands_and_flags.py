@@ -65,8 +65,8 @@ FROZEN: dict[str, set[str]] = {
         *("URL", "--key", "--rekey", "--workers", "--dry-run", "--storage-option", "--config", "--json"),
     },
     "shred": {
-        *("URL", "--key-name", "--retire-master", "--also", "--confirm", "--report", "--verify-report"),
-        *("--dry-run", "--storage-option", "--config", "--json"),
+        *("URL", "--key-name", "--partition", "--retire-master", "--also", "--confirm", "--report"),
+        *("--verify-report", "--dry-run", "--storage-option", "--config", "--json"),
     },
     "gc": {"URL", "--keep", "--older-than", "--grace", "--dry-run", *READ},
     "audit": set(),

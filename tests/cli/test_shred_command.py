@@ -43,6 +43,22 @@ def test_a_key_name_and_then_the_dataset(data: Cli, name: str) -> None:
     assert data("head", "enc", "--json", code=3).json["error"]["code"] == "shredded"
 
 
+def test_a_partition(ready: Cli) -> None:
+    for year in (2020, 2021):
+        Path(f"in/year={year}").mkdir(parents=True)
+        Path(f"in/year={year}/part.csv").write_text(f"id\n{year}\n")
+    ready("encrypt", "in", "years", "--partition-keys", "year")
+    found = json.loads(Path("years/_encpipe/manifest.json").read_bytes().splitlines()[0])
+    confirmed = ("--confirm", found["dataset_id"])
+    shown = ready("shred", "years", "--partition", "year=2020", *confirmed).out
+    assert "year=2020" in shown
+    assert "2020" not in ready("head", "years").out
+    assert "2021" in ready("head", "years").out
+    error = ready("shred", "years", "--partition", "year=2020", *confirmed, "--json", code=2).json["error"]
+    assert "no such partition" in error["message"]
+    assert ready("shred", "years", "--partition", "year", *confirmed, "--json", code=2)
+
+
 def test_with_its_master_keys(data: Cli, name: str) -> None:
     found = data(
         *("shred", "enc", "--confirm", name, "--report", "shredded.json", "--json"),
