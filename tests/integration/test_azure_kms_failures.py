@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import os
 import socket
 import sys
 import time
 import uuid
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from keyservicefailures import CONTEXT, KEK, KeyServiceFailures, Listen, Nobody, Reach, failed
 from servers.azurekv import AUDIENCE, ENTRA, HSM_DOMAIN, READER, TENANT, WRITER, FakeAzure, Token, lookup
 from servers.ca import CertificateAuthority, IssuedCertificate
 from servers.process import HOST
@@ -28,7 +26,6 @@ from servers.process import HOST
 from encpipe.config import TlsConfig
 from encpipe.errors import (
     ConfigError,
-    EncpipeError,
     KeyAccessDeniedError,
     KeyNotFoundError,
     KmsError,
@@ -36,16 +33,14 @@ from encpipe.errors import (
     MissingExtraError,
     UnwrapError,
 )
-from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey
+from encpipe.keys import MasterKey, Secret, WrappedKey
 from encpipe.kms.azure import AzureKms
 from encpipe.kms.base import KmsSettings
 from encpipe.testing.faultproxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.server
 
-CONTEXT = KeyContext("d" * 32, "footer", "e" * 32)
-KEK = Secret(bytes(range(100, 132)))
-KEK_BASE64 = base64.urlsafe_b64encode(KEK.reveal()).decode().rstrip("=")
+KEK_TEXT = base64.urlsafe_b64encode(KEK.reveal()).decode().rstrip("=")
 JSON = {"Content-Type": "application/json; charset=utf-8"}
 NAMES = (ENTRA, f"*.{HSM_DOMAIN}")
 Lead = Callable[..., None]
@@ -105,14 +100,31 @@ def wrapped(service: Callable[..., AzureKms], uri: str) -> WrappedKey:
 
 
 @pytest.fixture
-def proxy(
-    azure: FakeAzure, ca: CertificateAuthority, lead: Lead, wrapped: WrappedKey
-) -> Iterator[FaultProxy]:
+def listen(
+    azure: FakeAzure, ca: CertificateAuthority, wrapped: WrappedKey
+) -> Listen:  # the challenge is over
+    def make(certificate: IssuedCertificate | None = None, client_ca: Path | None = None) -> FaultProxy:
+        listen = certificate.server_context(client_ca) if certificate else azure.server_context()
+        return FaultProxy(HOST, azure.port, tls_listen=listen, tls_upstream=ca.client_context())
+
+    return make
+
+
+@pytest.fixture
+def proxy(listen: Listen, lead: Lead) -> Iterator[FaultProxy]:
     """Between the client and the HSM from here on."""
-    listen, upstream = azure.server_context(), ca.client_context()
-    with FaultProxy(HOST, azure.port, tls_listen=listen, tls_upstream=upstream) as running:
+    with listen() as running:
         lead(hsm=running.port)
         yield running
+
+
+@pytest.fixture
+def reach(service: Callable[..., AzureKms], uri: str, lead: Lead) -> Reach:
+    def make(where: FaultProxy | Nobody, tls: TlsConfig | None = None, **table: Any) -> MasterKey:
+        lead(hsm=where.port)
+        return service(tls, **table).master_key(uri)
+
+    return make
 
 
 @pytest.fixture
@@ -141,24 +153,25 @@ def answers(**fields: Any) -> Fault:
     return Fault("status", code=200, body=json.dumps(fields).encode(), headers=JSON)
 
 
-def failed(key: MasterKey, wrapped: WrappedKey, error: type[EncpipeError]) -> EncpipeError:
-    """The error of an unwrap: exactly of this class, with a hint, and without the SDK's behind it."""
-    with pytest.raises(error) as caught:
-        key.unwrap(wrapped, aad=CONTEXT)
-    assert type(caught.value) is error
-    assert caught.value.hint
-    assert caught.value.__cause__ is None
-    behind = caught.value.__context__
-    assert behind is None or (caught.value.__suppress_context__ and "azure" not in type(behind).__module__)
-    return caught.value
-
-
 HTML = b"<html>blocked by proxy</html>"
 
 
-@pytest.mark.parametrize(
-    ("fault", "error", "code", "text"),
-    [
+class TestFailures(KeyServiceFailures):
+    extra = "azure"
+    sdk_modules = ("azure.identity",)
+    logs = HSM_DOMAIN
+    names = NAMES
+    takes_endpoint = False
+    foreign_uris = (
+        f"azure-kv:https://unit.{HSM_DOMAIN}/keys/one",
+        f"azure-kv:http://unit.{HSM_DOMAIN}/keys/one",
+    )
+    busy = says(429, "Throttled")
+    repeats_key = tuple(
+        says(status, code, f"bad value {KEK_TEXT}")
+        for status, code in ((400, "Odd"), (403, "Forbidden"), (400, "BadParameter"))
+    )
+    refusals = (
         (
             says(403, "Forbidden", "Caller u is not authorized", "ForbiddenByRbac"),
             KeyAccessDeniedError,
@@ -191,25 +204,30 @@ HTML = b"<html>blocked by proxy</html>"
         (says(307, Location="https://elsewhere.example/keys/one"), KmsError, "kms", "307"),
         (says(418, "\x1b[31m", "\x1b[31m" + "x" * 5000), KmsError, "kms", "no error code"),
         (Fault("status", code=400, body=b'{"error": "text"}'), KmsError, "kms", "no error code"),
-    ],
-    ids=lambda value: f"{value.code} {value.body.decode()[:60]}" if isinstance(value, Fault) else "",
-)
-def test_refusals_are_told_apart_and_not_tried_again(
-    key: MasterKey,
-    wrapped: WrappedKey,
-    proxy: FaultProxy,
-    fault: Fault,
-    error: type[EncpipeError],
-    code: str,
-    text: str,
-) -> None:
-    proxy.faults = [fault]
-    refusal = failed(key, wrapped, error)
-    assert refusal.code == code
-    assert text in f"{refusal.message} {refusal.hint}"
-    assert len(refusal.message) < 1000
-    assert refusal.message.isprintable()
-    assert len(proxy.requests) == 1
+    )
+    passing = (
+        says(429, "Throttled", times=2),
+        says(429, "Throttled", Retry_After="0", times=2),
+        says(503, "ServiceUnavailable", times=2),
+        says(500, "InternalServerError", times=2),
+        Fault("status", code=502, body=b"<html>", times=2),
+        Fault("status", code=408, times=2),
+        Fault("reset", times=2),
+        Fault("drop_answer", times=2),
+        Fault("truncate", times=2),
+        Fault("shorten", times=2),
+        Fault("status", code=200, body=b"[1]", headers=JSON, times=2),
+        Fault("status", code=200, body=b"[" * 100_000, headers=JSON, times=2),
+        Fault("status", code=200, body=b'{"kid": 1}', headers=JSON, times=2),
+        Fault("status", code=200, body=b'{"kid": "x", "value": "a b"}', headers=JSON, times=2),
+    )
+
+    @pytest.fixture(autouse=True)
+    def keep_tokens(self, azure: FakeAzure) -> None:
+        self.tokens = azure.tokens
+
+    def credentials_in_use(self) -> Sequence[str]:
+        return (WRITER[1], *self.tokens)
 
 
 def test_an_absent_key_and_an_absent_version(
@@ -258,35 +276,6 @@ def test_an_rsa_key_is_refused(
     failed(key, wrapped, UnwrapError)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        says(429, "Throttled", times=2),
-        says(429, "Throttled", Retry_After="0", times=2),
-        says(503, "ServiceUnavailable", times=2),
-        says(500, "InternalServerError", times=2),
-        Fault("status", code=502, body=b"<html>", times=2),
-        Fault("status", code=408, times=2),
-        Fault("reset", times=2),
-        Fault("drop_answer", times=2),
-        Fault("truncate", times=2),
-        Fault("shorten", times=2),
-        Fault("status", code=200, body=b"[1]", headers=JSON, times=2),
-        Fault("status", code=200, body=b"[" * 100_000, headers=JSON, times=2),
-        Fault("status", code=200, body=b'{"kid": 1}', headers=JSON, times=2),
-        Fault("status", code=200, body=b'{"kid": "x", "value": "a b"}', headers=JSON, times=2),
-    ],
-    ids=lambda fault: f"{fault.kind} {fault.code} {fault.body.decode()[:30]}",
-)
-def test_passing_faults_are_tried_again(
-    key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy, fault: Fault
-) -> None:
-    proxy.faults = [fault]
-    fault.hits = 0
-    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-    assert len(proxy.requests) == 3
-
-
 def test_a_throttling_service_is_left_alone_as_long_as_it_asks(
     key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy
 ) -> None:
@@ -302,53 +291,16 @@ def test_a_throttling_service_is_left_alone_as_long_as_it_asks(
     assert len(proxy.requests) == 1
 
 
-def test_throttling_that_lasts_is_an_outage_within_the_deadline(
-    service: Callable[..., AzureKms], uri: str, wrapped: WrappedKey, proxy: FaultProxy
-) -> None:
-    proxy.faults = [says(429, "Throttled")]
-    start = time.monotonic()
-    error = failed(service(deadline=1).master_key(uri), wrapped, KmsUnavailableError)
-    assert time.monotonic() - start < 3
-    assert "throttling" in error.message
-    assert len(proxy.requests) > 1
-
-
-@pytest.mark.parametrize("fault", [Fault("stall"), Fault("delay", seconds=60)], ids=["stall", "delay"])
-@pytest.mark.parametrize("read_timeout", [0.2, 60])
-def test_a_slow_service_is_given_up_at_the_deadline(
-    service: Callable[..., AzureKms],
-    uri: str,
-    wrapped: WrappedKey,
-    proxy: FaultProxy,
-    fault: Fault,
-    read_timeout: float,
-) -> None:
-    proxy.faults = [fault]
-    key = service(deadline=1, read_timeout=read_timeout).master_key(uri)
-    start = time.monotonic()
-    failed(key, wrapped, KmsUnavailableError)
-    assert time.monotonic() - start < 4
-
-
-def test_no_server_is_an_outage(
-    service: Callable[..., AzureKms], uri: str, wrapped: WrappedKey, lead: Lead
-) -> None:
-    with socket.socket() as taken:  # bound, not listening: nobody else can listen there meanwhile
-        taken.bind((HOST, 0))
-        lead(hsm=taken.getsockname()[1])
-        failed(service(deadline=1).master_key(uri), wrapped, KmsUnavailableError)
-
-
 def test_an_answer_for_another_key_or_version_is_refused(
     key: MasterKey, wrapped: WrappedKey, proxy: FaultProxy, uri: str
 ) -> None:
     kid = f"{uri.removeprefix('azure-kv:')}/{wrapped.version}"
     sixteen, twelve = "A" * 22, "A" * 16
     for other in (kid.replace("/one/", "/two/"), kid[:-32] + "0" * 32, kid.replace("https:", "http:"), ""):
-        proxy.faults = [answers(kid=other, value=KEK_BASE64, iv=twelve, tag=sixteen)]
+        proxy.faults = [answers(kid=other, value=KEK_TEXT, iv=twelve, tag=sixteen)]
         failed(key, wrapped, UnwrapError)
     for other in (kid.replace("/one/", "/two/"), f"{kid}/x", kid[:-33], ""):
-        proxy.faults = [answers(kid=other, value=KEK_BASE64, iv=twelve, tag=sixteen)]
+        proxy.faults = [answers(kid=other, value=KEK_TEXT, iv=twelve, tag=sixteen)]
         with pytest.raises(KmsError, match="another key"):
             key.wrap(KEK, aad=CONTEXT)
 
@@ -371,30 +323,6 @@ def test_a_wrapping_of_another_key_is_refused_without_asking(
     for version in ("", "../../secrets/x", wrapped.version.upper() + "x", wrapped.version + "?a=b"):
         failed(key, WrappedKey(uri, wrapped.blob, version, ""), UnwrapError)
     assert proxy.requests == []
-
-
-def test_what_the_service_says_is_not_shown_when_it_could_be_the_key(
-    key: MasterKey, proxy: FaultProxy
-) -> None:
-    for status, code in ((403, "Forbidden"), (400, "BadParameter"), (400, "Odd")):
-        proxy.faults = [says(status, code, f"bad value {KEK_BASE64}")]
-        with pytest.raises(EncpipeError) as refused:
-            key.wrap(KEK, aad=CONTEXT)
-        assert KEK_BASE64 not in f"{refused.value.message} {refused.value.hint}"
-
-
-def test_debug_logs_hold_no_key_no_token_and_no_secret(
-    azure: FakeAzure, key: MasterKey, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.NOTSET)
-    proxy.faults = [Fault("reset", times=1)]
-    wrapped = key.wrap(KEK, aad=CONTEXT)
-    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-    proxy.faults = [says(400, "Odd", KEK_BASE64)]
-    failed(key, wrapped, KmsError)
-    assert "managedhsm.azure.net" in caplog.text
-    for spelling in (KEK_BASE64, repr(KEK.reveal())[2:-1], KEK.reveal().hex(), WRITER[1], *azure.tokens):
-        assert spelling not in caplog.text
 
 
 def test_threads_that_meet_the_first_challenge_wrap_their_own_keys(
@@ -568,24 +496,15 @@ def test_no_key_is_sent_before_the_service_knows_who_asks(
 # TLS
 
 
-def impersonated(
-    azure: FakeAzure, ca: CertificateAuthority, certificate: IssuedCertificate, client_ca: Path | None = None
-) -> AbstractContextManager[FaultProxy]:
-    listen = certificate.server_context(client_ca)
-    return FaultProxy(HOST, azure.port, tls_listen=listen, tls_upstream=ca.client_context())
-
-
 @pytest.mark.parametrize("flaw", ["untrusted CA", "self-signed", "expired", "wrong host"])
-@pytest.mark.parametrize("server", ["hsm", "entra"])
-def test_a_certificate_with_a_flaw_is_refused_at_once(
-    azure: FakeAzure,
+def test_a_certificate_of_entra_with_a_flaw_is_refused_at_once(
+    listen: Listen,
     ca: CertificateAuthority,
     service: Callable[..., AzureKms],
     uri: str,
     wrapped: WrappedKey,
     lead: Lead,
     flaw: str,
-    server: str,
     tmp_path: Path,
 ) -> None:
     certificate = {
@@ -594,54 +513,13 @@ def test_a_certificate_with_a_flaw_is_refused_at_once(
         "expired": lambda: ca.server(expired=True, names=NAMES),
         "wrong host": lambda: ca.server(wrong_host=True),
     }[flaw]()
-    with impersonated(azure, ca, certificate) as proxy:
-        lead(**{server: proxy.port})
+    with listen(certificate) as proxy:
+        lead(entra=proxy.port)
         error = failed(service().master_key(uri), wrapped, ConfigError)
         assert error.code == "untrusted-certificate"
         assert "tls.ca_file" in error.hint
-        assert (ENTRA if server == "entra" else HSM_DOMAIN) in error.message
+        assert ENTRA in error.message
         assert proxy.requests == []
-
-
-def test_the_environments_ca_does_not_count(
-    ca: CertificateAuthority,
-    service: Callable[..., AzureKms],
-    uri: str,
-    wrapped: WrappedKey,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stranger = CertificateAuthority.create(tmp_path / "stranger")
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
-        monkeypatch.setenv(name, str(stranger.path))
-    assert service().master_key(uri).unwrap(wrapped, aad=CONTEXT) == KEK
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
-        monkeypatch.setenv(name, str(ca.path))
-    doubting = service(TlsConfig(ca_file=stranger.path)).master_key(uri)
-    assert failed(doubting, wrapped, ConfigError).code == "untrusted-certificate"
-
-
-def test_mutual_tls(
-    azure: FakeAzure,
-    ca: CertificateAuthority,
-    service: Callable[..., AzureKms],
-    uri: str,
-    wrapped: WrappedKey,
-    lead: Lead,
-) -> None:
-    own = ca.client()
-    with impersonated(azure, ca, ca.server(names=NAMES), client_ca=ca.path) as proxy:
-        lead(hsm=proxy.port)
-        known = service(TlsConfig(ca.path, own.cert, own.key)).master_key(uri)
-        assert known.unwrap(wrapped, aad=CONTEXT) == KEK
-        failed(service(deadline=1).master_key(uri), wrapped, KmsUnavailableError)
-
-
-def test_a_missing_ca_file_is_a_config_error(
-    service: Callable[..., AzureKms], uri: str, wrapped: WrappedKey, tmp_path: Path
-) -> None:
-    key = service(TlsConfig(ca_file=tmp_path / "missing.pem")).master_key(uri)
-    assert "missing.pem" in failed(key, wrapped, ConfigError).message
 
 
 def test_without_the_sdk_the_error_is_the_pip_command(
@@ -654,22 +532,3 @@ def test_without_the_sdk_the_error_is_the_pip_command(
                 failed(service().master_key(uri), wrapped, MissingExtraError).hint
                 == "pip install 'encpipe[azure]'"
             )
-
-
-def test_a_forked_child_opens_connections_of_its_own(
-    service: Callable[..., AzureKms], uri: str, wrapped: WrappedKey
-) -> None:
-    kms = service()
-    key = kms.master_key(uri)
-    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
-    parents = kms._clients._process.get()
-    parents.lock.acquire()  # as if another thread were connecting: the child must not wait for it
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of a fork with threads
-        child = os.fork()
-    if child == 0:
-        opened = key.unwrap(wrapped, aad=CONTEXT) == KEK
-        os._exit(0 if opened and kms._clients._process.get() is not parents else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    parents.lock.release()
-    assert key.unwrap(wrapped, aad=CONTEXT) == KEK
