@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any, Final
 
 import pyarrow as pa
@@ -196,18 +197,23 @@ class _Export:
     def one(self, n: int, entry: FileEntry, tally: Tally) -> int:
         """Write one file; the bytes written, 0 when the filter left no rows."""
         scan = self.dataset.scan(self.columns, self.filter, files=[entry], threads=1)
-        inside = [name for name in scan.schema.names if name not in entry.partition]
-        schema = pa.schema([scan.schema.field(name) for name in inside], metadata=scan.schema.metadata)
-        tables = scan.tables()
+        with contextlib.closing(scan.tables()) as tables:  # an error that is kept would keep its thread
+            return self._write(n, entry, scan.schema, tables, tally)
+
+    def _write(
+        self, n: int, entry: FileEntry, given: pa.Schema, tables: Iterator[pa.Table], tally: Tally
+    ) -> int:
+        inside = [name for name in given.names if name not in entry.partition]
+        schema = pa.schema([given.field(name) for name in inside], metadata=given.metadata)
         first = next(tables, None)
         if first is None and (entry.rows or self.filter is not None):
             tally.add(files=1, size=entry.size)
             return 0
-        shown = {k: entry.partition[k] for k in self.dataset.partitions if k in scan.schema.names}
+        shown = {k: entry.partition[k] for k in self.dataset.partitions if k in given.names}
         path = "/".join(filter(None, (hive_folder(shown), f"part-{n:05}.parquet")))
         with self._file(path) as sink:
             with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression=self.compression) as out:
-                for table in (first, *tables) if first is not None else ():
+                for table in chain((first,), tables) if first is not None else ():
                     self._go_on()
                     out.write_table(table.select(inside), row_group_size=max(1, len(table)))
                     tally.add(rows=len(table))

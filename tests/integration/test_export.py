@@ -16,6 +16,7 @@ from scene import PII, Scene, ended, forked, ids, people, save
 
 from encpipe import ConfigError, EncpipeError, IntegrityError, Policy, StorageError, UntrustedKeyError
 from encpipe.export import MARKER, DecryptReport
+from encpipe.scan import Scan
 
 
 @pytest.fixture
@@ -228,6 +229,8 @@ def test_a_full_target_is_an_error_of_ours(
         scene.decrypt(target)
     assert full.value.code == "storage-full"
     assert files(target) == []
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("encpipe-scan")]
+    assert threads == [], "an error that is kept keeps none"
 
 
 class _Full:
@@ -252,3 +255,22 @@ def test_progress_and_workers(scene: Scene, tmp_path: Path, target: Path) -> Non
     assert seen[-1].bytes_done == seen[-1].bytes_total
     assert ids(pq.read_table(target)) == list(range(48))
     assert [path.name for path in sorted(target.iterdir())] == [f"part-{n:05}.parquet" for n in range(8)]
+
+
+def test_a_row_group_is_written_before_the_next_but_one_is_read(
+    scene: Scene, tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large the file, only a few row groups are in memory."""
+    scene.write(save(tmp_path / "source", people(0, 40), row_group=4))
+    order: list[str] = []
+    tables = Scan.tables
+
+    def watched(scan: Scan) -> Any:
+        for table in tables(scan):
+            order.append("read")
+            yield table
+
+    monkeypatch.setattr(Scan, "tables", watched)
+    scene.decrypt(target, progress=lambda now: order.append("written"))
+    assert order.count("read") == 10
+    assert order.index("written") <= 2
