@@ -1,6 +1,6 @@
 """What tests of code that uses encpipe need: fakes, faults, and contract suites for back ends.
 
-`KmsContract` and `StorageContract` need pytest and are imported when they are asked for.
+`KmsContract`, `SigningContract` and `StorageContract` need pytest and are imported when they are asked for.
 """
 
 from __future__ import annotations
@@ -13,9 +13,18 @@ from encpipe.testing.memory import InMemoryKms
 
 if TYPE_CHECKING:
     from encpipe.testing.kmscontract import KmsContract
+    from encpipe.testing.signingcontract import SigningContract
     from encpipe.testing.storage_contract import StorageContract
 
-__all__ = ["Fault", "FaultProxy", "FaultyKms", "InMemoryKms", "KmsContract", "StorageContract"]
+__all__ = [
+    "Fault",
+    "FaultProxy",
+    "FaultyKms",
+    "InMemoryKms",
+    "KmsContract",
+    "SigningContract",
+    "StorageContract",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +32,10 @@ def __getattr__(name: str) -> Any:
         from encpipe.testing.kmscontract import KmsContract
 
         return KmsContract
+    if name == "SigningContract":
+        from encpipe.testing.signingcontract import SigningContract
+
+        return SigningContract
     if name == "StorageContract":
         from encpipe.testing.storage_contract import StorageContract
 

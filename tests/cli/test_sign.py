@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from scene import people
+from servers.softhsm import MODULE, PIN, SoftHsm
 
 Cli = Callable[..., Any]
 
@@ -82,3 +83,28 @@ def test_files_are_compared_with_their_hash_on_request(ready: Cli, signer: str) 
         ran = ready(*command, "--select", "id", "--integrity", "file-hash", code=4)
         assert "other bytes than committed" in ran.err
     assert list(Path("plain").iterdir()) == []
+
+
+@pytest.mark.system
+def test_a_key_on_a_token_signs(
+    ready: Cli, signer: str, softhsm: SoftHsm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN_PIN", PIN)
+    configure('[signing]\nkey = "pkcs11:token=main;object=signer"')
+    configure(f'[kms.pkcs11]\nmodule = "{MODULE}"\npin = "env:TOKEN_PIN"')
+    shown = ready("keys", "show-signer", "--json").json
+    assert shown["key"] == "pkcs11:token=main;object=signer"
+    assert shown["signer"] != signer
+    assert shown["signer"] in ready("keys", "show-signer").out
+    assert ready("sign", "people", "--json").json["signers"] == [shown["signer"]]
+    configure(f'[trust]\nsigners = ["{shown["signer"]}"]')
+    ready("append", "people.parquet", "people")
+    assert ready("verify", "people", "--json").json["problems"] == []
+
+
+def test_a_service_that_does_not_sign_is_told_apart(ready: Cli, signer: str) -> None:
+    configure('[signing]\nkey = "local:default"')
+    for command in (("keys", "show-signer"), ("sign", "people"), ("append", "people.parquet", "people")):
+        ran = ready(*command, code=2)
+        assert "signs with no key of this service" in ran.err
+        assert "create-signer" in ran.err
