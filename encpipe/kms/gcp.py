@@ -5,7 +5,8 @@
 Permissions needed on the key: `cloudkms.cryptoKeyVersions.useToEncrypt` to wrap (writers, re-wrap, grant),
 `cloudkms.cryptoKeyVersions.useToDecrypt` to unwrap (readers and writers): the roles
 `roles/cloudkms.cryptoKeyEncrypterDecrypter` and, for readers, `roles/cloudkms.cryptoKeyDecrypter`. Nothing
-else is called. The key's purpose is ENCRYPT_DECRYPT; its protection level does not matter.
+else is called, unless the primary version is asked for. The key's purpose is ENCRYPT_DECRYPT; its protection
+level does not matter.
 
 The table `kms.gcp-kms` of the configuration holds `endpoint_url`, `service_account_file`, and in seconds
 `connect_timeout`, `read_timeout` (of one attempt) and `deadline` (of a call with all its attempts). The
@@ -43,6 +44,7 @@ DEFAULT_ENDPOINT: Final = "https://cloudkms.googleapis.com"
 
 WRAP: Final = "cloudkms.cryptoKeyVersions.useToEncrypt"
 UNWRAP: Final = "cloudkms.cryptoKeyVersions.useToDecrypt"
+LOOK_UP: Final = "cloudkms.cryptoKeys.get"
 """The permission that each call needs; they name the calls in messages, too."""
 
 KEY: Final = re.compile(
@@ -137,6 +139,20 @@ class GcpKmsKey:
                 hint="someone else used the same master key and context to wrap it: restore the manifest",
             )
         return kek
+
+    def ask_newest_version(self) -> str:
+        """The number of the primary version, which wraps. Needs `cloudkms.cryptoKeys.get`.
+
+        Raises `KmsError` where there is none, or the service answers for another key.
+        """
+        answered = self._service.call(LOOK_UP, self, lambda client: client.primary_version(self.name))
+        version = VERSION.fullmatch(answered.removeprefix(self.name))
+        if version is None:
+            raise KmsError(
+                f"asked for the primary version of {self.uri}, the service answered with none",
+                hint="make a version primary: gcloud kms keys set-primary-version",
+            )
+        return version[1]
 
 
 class GcpKms:

@@ -1,4 +1,4 @@
-"""The two calls that Google Cloud KMS gets from us, over REST. Imported with google-cloud-kms only.
+"""The calls that Google Cloud KMS gets from us, over REST. Imported with google-cloud-kms only.
 
 The SDK's session is given the TLS rules of `encpipe.transport`, its retries are off, and every byte string is
 sent and taken with its CRC32C, as Google's data integrity guidelines ask:
@@ -43,6 +43,7 @@ class Client:
     """
 
     def __init__(self, table: GcpKmsTable, tls: TlsConfig) -> None:
+        transport.announce(table.endpoint_url, tls)
         rest = KeyManagementServiceRestTransport(
             host=table.endpoint_url.rstrip("/"),
             credentials=_credentials(table.account_path),
@@ -84,6 +85,10 @@ class Client:
         if answer.plaintext_crc32c != google_crc32c.value(answer.plaintext):
             raise _damaged(f"what {name} unwrapped")
         return Secret(answer.plaintext)
+
+    def primary_version(self, name: str) -> str:
+        """The name of the key version that wraps; empty where the key has none."""
+        return str(self._service.get_crypto_key(request={"name": name}, **self._options).primary.name)
 
 
 def _damaged(what: str) -> KmsUnavailableError:

@@ -127,6 +127,16 @@ class VaultKey:
             )
         return kek
 
+    def ask_newest_version(self) -> str:
+        """The version that wraps now. Needs `read` on `MOUNT/keys/NAME`."""
+        latest = self._service.read(self.uri).get("latest_version")
+        if type(latest) is not int or latest < 1:
+            raise KmsError(
+                f"asked for the newest version of {self.uri}, the service answered with none",
+                hint="is this the mount of a transit engine? check mount and address",
+            )
+        return str(latest)
+
     def check_destroyable(self) -> None:
         """Raise `ConfigError` where the server does not allow that the key is deleted; `KmsError`.
 

@@ -1,4 +1,4 @@
-"""Which wrappings should be made anew. No key service is called, and nothing is opened."""
+"""Which wrappings should be made anew. Nothing is opened, and no key service called unless it is to be."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ class Versioned(Protocol):
 
     def newest_version(self) -> str:
         """As a wrapping made now would have it. Raises `ConfigError`, `KmsError`."""
+        ...
+
+
+@runtime_checkable
+class TellsVersion(Protocol):
+    """A master key whose service tells its newest version when it is asked."""
+
+    def ask_newest_version(self) -> str:
+        """As a wrapping made now would have it. One call, which needs a permission of its own.
+
+        Raises `ConfigError`, `KmsError`.
+        """
         ...
 
 
@@ -45,20 +57,34 @@ class Overdue:
 
 
 def why_due(
-    wrappings: Sequence[WrappedKey], target: MasterKey, *, older_than: timedelta | None, now: datetime
+    wrappings: Sequence[WrappedKey],
+    target: MasterKey,
+    *,
+    older_than: timedelta | None,
+    now: datetime,
+    ask_services: bool = False,
 ) -> str:
     """Why a KEK with these wrappings should be re-wrapped under `target`; empty when it need not be.
 
-    Whether an alias points elsewhere by now is not asked. A time that cannot be read is old.
+    With `ask_services` a master key that cannot tell its newest version by itself is asked for it. Whether an
+    alias points elsewhere by now is not asked. A time that cannot be read is old.
     """
     made = [wrapped for wrapped in wrappings if made_by(target, wrapped)]
     if not made:
         return "another key"
-    if isinstance(target, Versioned) and all(w.version != target.newest_version() for w in made):
+    newest = _newest(target, ask=ask_services)
+    if newest is not None and all(wrapped.version != newest for wrapped in made):
         return "newer version"
     if older_than is not None and all(age_of(w.created, now) > older_than for w in made):
         return "age"
     return ""
+
+
+def _newest(target: MasterKey, *, ask: bool) -> str | None:
+    """The version that wraps now; None where it is not known."""
+    if isinstance(target, Versioned):
+        return target.newest_version()
+    return target.ask_newest_version() if ask and isinstance(target, TellsVersion) else None
 
 
 def made_by(master_key: MasterKey, wrapped: WrappedKey) -> bool:

@@ -147,16 +147,22 @@ def needs_rewrap(
     url: AnyPath,
     *,
     older_than: timedelta | None = None,
+    ask_services: bool = False,
     config: Config | AnyPath | None = None,
     keyring: AnyPath | None = None,
     master_keys: MasterKeys | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> tuple[Overdue, ...]:
-    """The KEKs whose wrapping by the first master key of the configuration is missing, is of an older version
-    (where it can be told without a call: local keyring), or is older than `older_than`.
+    """The KEKs whose wrapping by the first master key of the configuration is missing, is of an older
+    version, or is older than `older_than`.
 
-    No key service is called, so nothing here is authenticated. Key names that the configuration names no
-    master key for are left out. Raises `ConfigError`, `IntegrityError`, `StorageError`.
+    The local keyring tells its newest versions by itself. With `ask_services` Vault and Google Cloud KMS are
+    asked for theirs, one call for each KEK; that needs `read` on `MOUNT/keys/NAME`, or
+    `cloudkms.cryptoKeys.get`, and raises `KmsError` too. Without it no key service is called. Other services
+    show no versions, or take more than one call to tell: there age decides. Nothing here is authenticated.
+
+    Key names that the configuration names no master key for are left out. Raises `ConfigError`,
+    `IntegrityError`, `StorageError`.
     """
     access = open_access(
         url, config=config, keyring=keyring, master_keys=master_keys, storage_options=storage_options
@@ -169,7 +175,7 @@ def needs_rewrap(
         if not wrappings or record.key_name not in keys.config.keys:
             continue
         (target,) = targets_for(keys, keys.config.keys, record.key_name, {})
-        why = why_due(wrappings, target, older_than=older_than, now=now)
+        why = why_due(wrappings, target, older_than=older_than, now=now, ask_services=ask_services)
         if why:
             wrapped = shown(wrappings, target)
             due.append(

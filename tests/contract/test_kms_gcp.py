@@ -9,10 +9,10 @@ import pytest
 from servers.gcpkms import RING, Gcp
 
 from encpipe.config import TlsConfig
-from encpipe.errors import ConfigError
+from encpipe.errors import ConfigError, KeyAccessDeniedError
 from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey
 from encpipe.kms.base import KmsSettings
-from encpipe.kms.gcp import GcpKms
+from encpipe.kms.gcp import GcpKms, GcpKmsKey
 from encpipe.testing.kmscontract import KmsContract
 
 pytestmark = pytest.mark.server
@@ -84,6 +84,13 @@ class TestGcp(KmsContract):
             client.update_crypto_key_primary_version(request={"name": name, "crypto_key_version_id": "2"})
         new = key.wrap(kek, aad=context)
         assert (old.version, new.version) == ("1", "2")
+        owner = GcpKms(
+            KmsSettings({**vars(kms.table), "service_account_file": server.account("owner")}, tls=kms._tls)
+        )
+        assert isinstance(key, GcpKmsKey)
+        with pytest.raises(KeyAccessDeniedError, match=r"cloudkms\.cryptoKeys\.get"):
+            key.ask_newest_version()
+        assert GcpKmsKey(key.uri, owner).ask_newest_version() == "2"
         assert key.unwrap(old, aad=context) == key.unwrap(new, aad=context) == kek
 
     def test_a_wrapping_is_what_the_service_itself_calls_authenticated(

@@ -108,6 +108,8 @@ class VaultContract(KmsContract):
         server.ask("post", f"transit/keys/{key.uri.removeprefix('vault:')}/rotate")
         second = key.wrap(kek, aad=context)
         assert (first.version, second.version) == ("1", "2")
+        assert isinstance(key, VaultKey)
+        assert key.ask_newest_version() == "2"
         assert key.unwrap(first, aad=context) == key.unwrap(second, aad=context) == kek
 
     def test_a_wrapping_under_another_version_is_refused(

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from scene import people
 from servers.aws import Kms as Server
+from servers.openbao import OpenBao
 
 import encpipe
 from encpipe import Config, KeyAccessDeniedError, KmsError, MasterKeys
@@ -64,6 +65,22 @@ def test_from_the_local_keyring_to_a_key_service_and_on(server: Server, tmp_path
     assert encpipe.needs_rewrap(url, **moved) == ()
     only_second = access(server, tmp_path, f"aws-kms:{second}")
     assert read(url, **only_second).num_rows == 6
+
+
+def test_vault_is_asked_for_its_newest_version_only_when_it_is_to_be(
+    openbao: OpenBao, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VAULT_TOKEN", openbao.root_token)
+    url, uri = str(tmp_path / "dataset"), openbao.create_key()
+    config = Config(keys={"footer": (uri,)}, kms={"vault": {"address": openbao.address}})
+    encpipe.write_dataset(people(), url, policy=encpipe.Policy(), config=config)
+    assert encpipe.needs_rewrap(url, ask_services=True, config=config) == ()
+    openbao.ask("post", f"transit/keys/{uri.removeprefix('vault:')}/rotate")
+    assert encpipe.needs_rewrap(url, config=config) == ()
+    (due,) = encpipe.needs_rewrap(url, ask_services=True, config=config)
+    assert (due.why, due.master_key, due.version) == ("newer version", uri, "1")
+    encpipe.rewrap(url, config=config)
+    assert encpipe.needs_rewrap(url, ask_services=True, config=config) == ()
 
 
 def test_an_alias_is_resolved_and_not_due(server: Server, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ CALLS: list[tuple[str, str, Call]] = [
         f"{RING}/cryptoKeys",
         lambda s, path, caller, query, body: s.create(path[1], caller, query, body),
     ),
+    ("GET", KEY, on_key("admin", lambda s, key, path, body: key.shown())),
     ("POST", f"{KEY}:encrypt", on_key(f"{USE_TO}Encrypt", lambda s, key, path, body: s.encrypt(key, body))),
     ("POST", f"{KEY}:decrypt", on_key(f"{USE_TO}Decrypt", lambda s, key, path, body: s.decrypt(key, body))),
     ("POST", f"{KEY}/cryptoKeyVersions", on_key("admin", lambda s, key, path, body: s.add_version(key))),

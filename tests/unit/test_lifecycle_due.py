@@ -10,7 +10,7 @@ from specimen import CREATED
 from encpipe.cli.options import parse_duration
 from encpipe.config import KeyringConfig
 from encpipe.errors import ConfigError
-from encpipe.keys import WrappedKey
+from encpipe.keys import KeyContext, Secret, WrappedKey
 from encpipe.kms.aws import AwsKms
 from encpipe.kms.base import KmsSettings
 from encpipe.kms.local import LocalKms
@@ -50,6 +50,38 @@ def test_a_service_that_does_not_tell_its_version_is_not_asked(kms: InMemoryKms)
     kms.rotate("a")
     silent = FaultyKms(kms).master_key("memory:a")
     assert why_due([wrapping()], silent, older_than=None, now=NOW) == ""
+
+
+class Asked:
+    """A key of a service that tells its newest version when it is asked."""
+
+    uri = "memory:a"
+    binds_context = True
+
+    def __init__(self, newest: str) -> None:
+        self.newest, self.calls = newest, 0
+
+    def ask_newest_version(self) -> str:
+        self.calls += 1
+        return self.newest
+
+    def wrap(self, kek: Secret, *, aad: KeyContext) -> WrappedKey:
+        raise NotImplementedError
+
+    def unwrap(self, wrapped: WrappedKey, *, aad: KeyContext) -> Secret:
+        raise NotImplementedError
+
+
+def test_a_service_is_asked_for_its_version_only_when_it_is_to_be() -> None:
+    key = Asked("2")
+    assert why_due([wrapping()], key, older_than=None, now=NOW) == ""
+    assert key.calls == 0
+    assert why_due([wrapping()], key, older_than=None, now=NOW, ask_services=True) == "newer version"
+    assert why_due([wrapping(version="2")], key, older_than=None, now=NOW, ask_services=True) == ""
+    assert key.calls == 2
+    other = [wrapping("memory:b")]
+    assert why_due(other, key, older_than=None, now=NOW, ask_services=True) == "another key"
+    assert key.calls == 2
 
 
 def test_an_alias_may_stand_for_the_key_that_wrapped() -> None:
