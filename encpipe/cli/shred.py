@@ -29,6 +29,8 @@ encpipe shred --verify-report shredded.json
 """
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """How a partition of nulls is spelled, as Hive does."""
+MAX_TRIED = 20
+"""Tries that a person is shown."""
 _VERDICTS = {
     "destroyed": "destroyed: no copy of it can be opened any more",
     "removed": "removed: no copy was found; one that somebody kept may still open",
@@ -197,20 +199,35 @@ def _view(done: ShredReport) -> list[Part]:
         *(("partition", ", ".join(f"{k}={v}" for k, v in values.items())) for values in done.partitions),
         ("KEKs", f"{len(done.keks):,}, wrapped by {', '.join(done.master_keys) or 'nothing any more'}"),
         ("copies", plural(len(done.removed), "place") + (" would go" if done.dry_run else " removed")),
-        *((f"tried afresh: {one.what}", one.code or "OPENS") for one in done.tried),
         *(("master key", _retired(master.uri, master.until, master.failed)) for master in done.retired),
     ]
     if done.dry_run:
         return [Facts(rows), Note("nothing was changed: --dry-run")]
     rows.append(("signed by", done.signer or "nobody"))
     verdict = Note(_VERDICTS[done.verdict], warning=done.verdict == "incomplete")
-    return [Facts(rows), *_remaining(done), verdict, *(Note(f"note: {note}") for note in done.notes)]
+    return [
+        Facts(rows),
+        *_tried(done),
+        *_remaining(done),
+        verdict,
+        *(Note(f"note: {note}") for note in done.notes),
+    ]
 
 
 def _retired(uri: str, until: str, failed: str) -> str:
     if failed:
         return f"{uri}: not destroyed: {failed}"
     return f"{uri}: destroyed" + (f" at {until}, until then it can be taken back" if until else "")
+
+
+def _tried(done: ShredReport) -> Sequence[Part]:
+    shown = done.tried[:MAX_TRIED]
+    if not shown:
+        return []
+    rows = [(one.what, one.code or "OPENS") for one in shown]
+    more = len(done.tried) - len(shown)
+    grid = Grid(("tried in a fresh process", "what it met"), rows, styles={"OPENS": "bold red"})
+    return [grid, Note(f"and {more:,} more: see --json")] if more else [grid]
 
 
 def _remaining(done: ShredReport) -> Sequence[Part]:

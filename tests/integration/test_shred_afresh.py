@@ -149,6 +149,11 @@ def test_a_key_name_is_destroyed_and_the_rest_reads_on(scene: Local) -> None:
     assert ids(scene.table(["id"])) == list(range(6))
 
 
+def test_the_configuration_need_not_name_them(scene: Local) -> None:
+    scene.config = replace(scene.config, keys={})
+    assert shred(scene, retire_master={"local:main": "", "local:pii": ""}).verdict == "destroyed"
+
+
 def test_one_of_two_master_keys_is_not_enough(scene: Local) -> None:
     report = shred(scene, retire_master={"local:pii": ""})
     assert report.verdict == "removed"
