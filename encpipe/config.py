@@ -65,6 +65,9 @@ class Config:
     searched: tuple[str, ...] = field(default=(), compare=False)
     """Where a configuration file was looked for in vain; empty where one was found, or none looked for."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tls", replace(self.tls, audit=self.audit))
+
     def blamed(self, error: ConfigError) -> ConfigError:
         """The error to raise for one about keyring or master keys: where no configuration file was found, it
         says so and where it was looked for, since keyring and dataset may be as they should."""

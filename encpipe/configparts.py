@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from encpipe.errors import ConfigError
@@ -22,13 +22,28 @@ class KeyringConfig:
 
 
 @dataclass(frozen=True)
+class AuditConfig:
+    """Where the audit log goes: `file:PATH`, `stderr`, `logger:NAME`, or None for none.
+
+    With `required` an operation whose line the log does not take is refused.
+    """
+
+    sink: str | None = None
+    required: bool = True
+
+
+@dataclass(frozen=True)
 class TlsConfig:
-    """What every outgoing connection obeys. None means the system's CA store."""
+    """What every outgoing connection obeys. None means the system's CA store.
+
+    `audit` is told when `allow_plain_http_to` is made use of; a `Config` sets it to its own table `audit`.
+    """
 
     ca_file: Path | None = None
     client_cert: Path | None = None
     client_key: Path | None = None
     allow_plain_http_to: tuple[str, ...] = ()
+    audit: AuditConfig = field(default_factory=AuditConfig, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -59,14 +74,3 @@ class SigningConfig:
                 "the table signing names two keys, key_file and key",
                 hint="leave one of them out; a second signature is added with: encpipe sign",
             )
-
-
-@dataclass(frozen=True)
-class AuditConfig:
-    """Where the audit log goes: `file:PATH`, `stderr`, `logger:NAME`, or None for none.
-
-    With `required` an operation whose line the log does not take is refused.
-    """
-
-    sink: str | None = None
-    required: bool = True

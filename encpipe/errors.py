@@ -53,7 +53,7 @@ CODES: Final[dict[str, str]] = {
     "last-wrapping": "without this master key nobody could open the data any more",
     "no-wrapping": "the master key opens no key of this key name",
     "untrusted-key": "a dataset names a master key that the configuration does not trust",
-    "insecure-transport": "a plain connection to a host that is not loopback",
+    "insecure-transport": "a connection that is plain and not to loopback, or below TLS 1.2",
     "untrusted-certificate": "a server shows a certificate that no configured CA vouches for",
     "missing-extra": "an optional package is not installed",
     "memory-lock": "the system refuses to keep this process's memory out of swap",

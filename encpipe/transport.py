@@ -1,11 +1,13 @@
 """The TLS rules every outgoing connection obeys, whoever makes it.
 
 - https, with TLS 1.2 or later, the host name checked, against `tls.ca_file` or the system's CA store.
-- Plain http only to loopback (127.0.0.0/8, ::1, `localhost`) or to a host named in `tls.allow_plain_http_to`.
+- Plain http only to loopback (127.0.0.0/8, ::1, `localhost`) or to a host named in `tls.allow_plain_http_to`,
+  whose use is a line in the audit log.
 - The CA comes from the configuration. Without one it is the system's store as OpenSSL finds it
   (`SSL_CERT_FILE` and `SSL_CERT_DIR` say where); `AWS_CA_BUNDLE` and `REQUESTS_CA_BUNDLE` never count.
 - No credentials in URLs, no redirects or re-routing to another host, and no proxy between us and a plain-http
   or loopback server. An https proxy of the environment only ever sees TLS.
+- A server that these rules refuse is told apart from one that is down, and not tried again.
 
 What an SDK does to fetch its own credentials (instance metadata, single sign-on) is its own affair.
 """
@@ -15,13 +17,16 @@ from __future__ import annotations
 import ipaddress
 import re
 import ssl
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
-from encpipe.config import TlsConfig
+from encpipe.audit import audit_of
+from encpipe.config import AuditConfig, TlsConfig
 from encpipe.errors import ConfigError
+from encpipe.perprocess import PerProcess
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -44,6 +49,12 @@ UNTRUSTED: Final = re.compile(
     r"certificate verify failed: ([^(\n]*[^( \n])|host ?name [^\n]* doesn't match", re.I
 )
 """How OpenSSL and urllib3 say that a certificate was refused."""
+
+NOT_TLS_1_2: Final = re.compile(
+    r"(alert|wrong|unsupported)[_ ](protocol|version)([_ ](version|number))?|no[_ ]protocols[_ ]available",
+    re.I,
+)
+"""How OpenSSL says, in Python and below curl, that it and the server found no version of TLS to speak."""
 
 
 def check_endpoint(url: str, tls: TlsConfig) -> None:
@@ -143,25 +154,63 @@ def botocore_verify(tls: TlsConfig) -> str | bool:
     return True if path is None else str(path)
 
 
-def untrusted_certificate(endpoint: str, error: BaseException) -> ConfigError | None:
-    """The error to raise when a connection failed over the server's certificate; None when it did not.
+def refused_server(endpoint: str, error: BaseException) -> ConfigError | None:
+    """The error to raise when a connection failed over what these rules demand; None when it did not.
 
-    `error` is an SDK's or OpenSSL's. Not an outage: trying again cannot help, and it may be an attack.
+    `error` is an SDK's or OpenSSL's. Not an outage: trying again cannot help, and it may be an attack. Code
+    `untrusted-certificate`, or `insecure-transport` where the server speaks nothing from TLS 1.2 on.
     """
-    found = UNTRUSTED.search(str(error))
-    if found is None:
-        return None
-    return ConfigError(
-        f"the certificate of {urlsplit(endpoint).netloc} is not trusted: {found[1] or found[0]}",
-        hint="name the CA that issued it in tls.ca_file, or correct the endpoint; do not ignore this",
-        code="untrusted-certificate",
-    )
+    server, said = urlsplit(endpoint).netloc.rpartition("@")[2], str(error)
+    found = UNTRUSTED.search(said)
+    if found is not None:
+        return ConfigError(
+            f"the certificate of {server} is not trusted: {found[1] or found[0]}",
+            hint="name the CA that issued it in tls.ca_file, or correct the endpoint; do not ignore this",
+            code="untrusted-certificate",
+        )
+    if NOT_TLS_1_2.search(said):
+        return ConfigError(
+            f"{server} does not speak TLS 1.2 or later",
+            hint="correct the endpoint's port, or have the server's TLS updated: older versions are broken",
+            code="insecure-transport",
+        )
+    return None
 
 
-def pin_host(client: BaseClient) -> None:
+def announce(url: str, tls: TlsConfig) -> None:
+    """Write to the audit log that a connection is about to be plain http beyond loopback; else do nothing.
+
+    Once for each process and server. To be called before the first request. Raises `StorageError` `audit`,
+    as `Audit.record` does: then there is to be no connection.
+    """
+    parts = _split(url)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        _ANNOUNCED.get().announce(f"{parts.scheme}://{parts.hostname}:{parts.port or 80}", tls.audit)
+
+
+class _Announced:
+    """What the audit logs of one process have been told."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told: set[tuple[str, AuditConfig]] = set()
+
+    def announce(self, server: str, audit: AuditConfig) -> None:
+        with self._lock:
+            if (server, audit) not in self._told:
+                audit_of(audit).record("plain-http", target=server)
+                self._told.add((server, audit))
+
+
+_ANNOUNCED: Final = PerProcess(_Announced(), lambda _: _Announced())
+
+
+def pin_host(client: BaseClient, tls: TlsConfig) -> None:
     """Make a boto3 client refuse to send to any other scheme or host than its endpoint's and names below it.
 
-    S3 puts bucket names before the endpoint's host. A request elsewhere raises `ConfigError` unsent.
+    S3 puts bucket names before the endpoint's host. A request elsewhere raises `ConfigError` unsent. So does
+    one to a server that `refused_server` tells of, which boto3 would try again as if it were down. The first
+    request is what `announce` is for.
     """
     home = _split(client.meta.endpoint_url)
 
@@ -175,8 +224,23 @@ def pin_host(client: BaseClient) -> None:
                 hint="name the right region or endpoint_url in the configuration",
                 code="insecure-transport",
             )
+        announce(client.meta.endpoint_url, tls)
+
+    def give_up(caught_exception: BaseException | None = None, **_: Any) -> None:
+        refused = None
+        if caught_exception is not None:
+            refused = refused_server(client.meta.endpoint_url, caught_exception)
+        if refused is not None:
+            raise refused
+        if isinstance(getattr(caught_exception, "kwargs", {}).get("error"), TypeError):
+            # what botocore makes of a redirect to GET, which it cannot follow (HTTP 303)
+            raise ConfigError(
+                f"{home.hostname!r} sends us to another server, and redirects are not followed",
+                hint="name the right region or endpoint_url in the configuration",
+            )
 
     client.meta.events.register_first("before-send", refuse_elsewhere)
+    client.meta.events.register_first("needs-retry", give_up)
 
 
 def _split(url: str) -> SplitResult:

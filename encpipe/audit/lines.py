@@ -46,6 +46,7 @@ Event = Literal[
     "sign",
     "gc",
     "shred",
+    "plain-http",
     "refusal",
     "start",
     "end",

@@ -217,7 +217,7 @@ class AwsKms:
             config=Config(**settings),
         )
         transport.check_endpoint(client.meta.endpoint_url, tls)
-        transport.pin_host(client)
+        transport.pin_host(client, tls)
         return client
 
 

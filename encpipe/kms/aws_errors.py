@@ -22,7 +22,7 @@ from encpipe.errors import (
     UnwrapError,
 )
 from encpipe.kms.said import after_colon, first_word
-from encpipe.transport import untrusted_certificate
+from encpipe.transport import refused_server
 
 READ_ERRORS: Final = (ResponseParserError, ValueError, TypeError, LookupError)
 """What the SDK and the back end raise on an answer that is not what it should be."""
@@ -107,8 +107,8 @@ def from_sdk(error: BaseException, request: Request) -> EncpipeError:
         return error
     if isinstance(error, sdk.ClientError):
         return _from_answer(error, request)
-    if (untrusted := untrusted_certificate(request.endpoint, error)) is not None:
-        return untrusted
+    if (refused := refused_server(request.endpoint, error)) is not None:
+        return refused
     return _from_client(error, request)
 
 

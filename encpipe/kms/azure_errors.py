@@ -26,7 +26,7 @@ from encpipe.errors import (
 )
 from encpipe.kms.azure_wrapping import Ask
 from encpipe.kms.said import after_colon, first_word
-from encpipe.transport import untrusted_certificate
+from encpipe.transport import refused_server
 
 MAX_ERROR_BYTES: Final = 1 << 16
 MAX_RETRY_AFTER: Final = 1e6
@@ -149,8 +149,8 @@ def from_sdk(error: BaseException, ask: Ask) -> EncpipeError:
     """The error of our tree for one that the SDK raised. The caller raises it."""
     if isinstance(error, EncpipeError):
         return error
-    if (untrusted := untrusted_certificate(ask.service, error)) is not None:
-        return untrusted
+    if (refused := refused_server(ask.service, error)) is not None:
+        return refused
     name = type(error).__name__
     if isinstance(error, ValueError) and OTHER_RESOURCE in str(error):
         return KmsError(
@@ -174,8 +174,8 @@ def from_sdk(error: BaseException, ask: Ask) -> EncpipeError:
 
 def from_credential(error: BaseException, source: str, authority: str) -> EncpipeError:
     """The error for one that `azure.identity` raised. `source` is what the configuration calls it."""
-    if (untrusted := untrusted_certificate(authority, error)) is not None:
-        return untrusted
+    if (refused := refused_server(authority, error)) is not None:
+        return refused
     name, reason = type(error).__name__, re.search(r"AADSTS\d{1,10}", str(error))
     status = getattr(getattr(error, "response", None), "status_code", None) or 0
     outage = _caused_by(error, (sdk.ServiceRequestError, sdk.ServiceResponseError, sdk.DecodeError))

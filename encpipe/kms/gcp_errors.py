@@ -27,7 +27,7 @@ from encpipe.errors import (
     UnwrapError,
 )
 from encpipe.kms.said import after_colon, first_word
-from encpipe.transport import untrusted_certificate
+from encpipe.transport import refused_server
 
 READ_ERRORS: Final = (ParseError, ValueError, TypeError, LookupError, AttributeError)
 """What the SDK raises on an answer that is not what it should be."""
@@ -104,8 +104,8 @@ def from_sdk(error: BaseException, request: Request) -> EncpipeError:
         return _from_answer(_Refusal.of(error), request)
     if isinstance(error, auth.GoogleAuthError):
         return _from_credentials(error, request)
-    if (untrusted := untrusted_certificate(request.endpoint, error)) is not None:
-        return untrusted
+    if (refused := refused_server(request.endpoint, error)) is not None:
+        return refused
     return _from_connection(error, request)
 
 

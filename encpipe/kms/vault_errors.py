@@ -23,7 +23,7 @@ from encpipe.errors import (
     UnwrapError,
 )
 from encpipe.kms.said import printable
-from encpipe.transport import untrusted_certificate
+from encpipe.transport import refused_server
 
 DOES_NOT_OPEN: Final = re.compile(
     r"message authentication failed|invalid ciphertext|version is too new", re.I
@@ -158,8 +158,8 @@ def from_client(error: BaseException, request: Request) -> EncpipeError:
     """The error for what hvac or requests raised. The caller raises it."""
     if isinstance(error, EncpipeError):
         return error
-    if (untrusted := untrusted_certificate(request.address, error)) is not None:
-        return untrusted
+    if (refused := refused_server(request.address, error)) is not None:
+        return refused
     name = type(error).__name__
     if isinstance(error, (requests.RequestException, OSError)):
         return KmsUnavailableError(

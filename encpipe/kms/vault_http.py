@@ -31,6 +31,7 @@ class Connection:
 
     def __init__(self, table: VaultTable, tls: TlsConfig) -> None:
         """Raises `ConfigError` for a CA file or certificate that cannot be used. Connects on first use."""
+        transport.announce(table.address, tls)
         session = requests.Session()
         session.trust_env = False
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))

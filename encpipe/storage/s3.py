@@ -37,10 +37,9 @@ from encpipe.storage.s3_conditions import Conditions
 from encpipe.storage.s3_errors import from_arrow
 from encpipe.storage.s3_lease import Lease
 from encpipe.storage.s3_objects import Condition, Found, Objects, RefusedError, new_mark
+from encpipe.storage.s3_ranges import RangedReader
 from encpipe.storage.s3_upload import Upload
 
-WHOLE_OBJECT_BYTES: Final = 512 << 20
-"""Largest object read into memory at once where Arrow's client cannot be used (client certificates)."""
 COMMIT_ATTEMPTS: Final = 3
 """Tries of a commit whose fate an outage hid, each after reading back."""
 
@@ -68,7 +67,7 @@ class S3Storage(Storage):
 
     def open_input(self, path: str) -> pa.NativeFile:
         if not self._connection.arrow_can:
-            return pa.BufferReader(self._objects.get(_key(path), limit=WHOLE_OBJECT_BYTES).data)
+            return pa.PythonFile(RangedReader(self._objects, _key(path)), "r")
         filesystem, place = self.arrow_path(path)
         try:
             return filesystem.open_input_file(place)
@@ -81,8 +80,9 @@ class S3Storage(Storage):
     def arrow_path(self, path: str) -> tuple[fs.FileSystem, str]:
         if not self._connection.arrow_can:
             raise StorageError(
-                f"{path!r} in {self.url}: Arrow's S3 client cannot present a client certificate",
-                hint="use Dataset.scan(), which reads whole objects instead",
+                f"{path!r} in {self.url}: Arrow's S3 client cannot present a client certificate, and follows "
+                "redirects to any server in regions other than us-east-1",
+                hint="use Dataset.scan(), which reads by boto3 instead",
                 code="unsupported",
             )
         key = _key(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -39,6 +40,11 @@ MAX_ATTEMPTS: Final = 5
 _STYLES: Final = ("auto", "path", "virtual")
 _CLIENT_KWARGS: Final = ("endpoint_url", "region_name", "verify")
 _AWS_HOSTS: Final = (".amazonaws.com", ".amazonaws.com.cn")
+_FIRST_REGION: Final = "us-east-1"
+"""Where no region is named."""
+_NO_REDIRECTS: Final = "aws-global"
+"""The region in which Arrow's client signs for us-east-1, and follows no redirects (aws-sdk-cpp,
+`FollowRedirectsPolicy::DEFAULT`). There is no other way to tell it."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +115,37 @@ class Connection:
         self.client = self._make_client()
         self.endpoint = self.client.meta.endpoint_url
         transport.check_endpoint(self.endpoint, self._tls)
-        transport.pin_host(self.client)
+        transport.pin_host(self.client, self._tls)
+        self.client.meta.events.register_first("needs-retry.s3", self._refuse_redirect)
         self._lock = threading.Lock()
         self._arrow: tuple[object, fs.S3FileSystem] | None = None
 
     @property
     def arrow_can(self) -> bool:
-        """Whether Arrow's client can be told all of the configuration: it has no client certificates."""
-        return self._tls.client_cert is None
+        """Whether Arrow's client can be told all of the configuration, and kept to it.
+
+        It has no client certificates. It follows redirects to any server, plain http included, with the
+        session token, except in `_NO_REDIRECTS`; elsewhere only AWS itself is trusted not to send it away.
+        """
+        stays = self._region == _FIRST_REGION or self._host.endswith(_AWS_HOSTS)
+        return stays and self._tls.client_cert is None
+
+    @property
+    def _region(self) -> str:
+        return self.client.meta.region_name or _FIRST_REGION
+
+    @property
+    def _host(self) -> str:
+        return urlsplit(self.endpoint).hostname or ""
+
+    def _refuse_redirect(self, response: Any = None, **_: Any) -> None:
+        """The SDK would go after the bucket's region, on a server of any kind and without end."""
+        status = 0 if response is None else response[0].status_code
+        if 300 <= status < 400 and status != HTTPStatus.NOT_MODIFIED:
+            raise ConfigError(
+                f"{self._host} sends us to another server (HTTP {status}), and redirects are not followed",
+                hint="name the bucket's region (region_name) and endpoint_url",
+            )
 
     def _make_client(self) -> S3Client:
         options = self._options
@@ -161,6 +190,7 @@ class Connection:
 
         A file system handed out earlier keeps the credentials it was made with.
         """
+        transport.announce(self.endpoint, self._tls)
         frozen = None
         if not self._options.anon:
             found = self._session.get_credentials()
@@ -174,7 +204,7 @@ class Connection:
 
     def _make_arrow(self, frozen: Any) -> fs.S3FileSystem:
         parts = urlsplit(self.endpoint)
-        host = parts.hostname or ""
+        host = self._host
         proxies = botocore.utils.get_environ_proxies(self.endpoint)
         proxy = None if parts.scheme == "http" or transport.is_loopback(host) else proxies.get("https")
         ca = transport.ca_bundle(self._tls)
@@ -191,7 +221,7 @@ class Connection:
         return fs.S3FileSystem(
             **keys,
             anonymous=frozen is None,
-            region=self.client.meta.region_name or "us-east-1",
+            region=_NO_REDIRECTS if self._region == _FIRST_REGION else self._region,
             scheme=parts.scheme,
             endpoint_override=parts.netloc,
             connect_timeout=CONNECT_SECONDS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -17,7 +18,7 @@ from botocore.exceptions import (
 )
 
 from encpipe.errors import ConfigError, EncpipeError, StorageError
-from encpipe.transport import untrusted_certificate
+from encpipe.transport import NOT_TLS_1_2, refused_server
 
 _DENIED: Final = frozenset(
     {
@@ -36,6 +37,7 @@ _GONE: Final = frozenset({"NoSuchKey", "NotFound", "404"})
 _REGION: Final = frozenset(
     {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301", "307"}
 )
+_REDIRECT: Final = re.compile(r"HTTP status 30[12378]")
 _LATER: Final = frozenset({"SlowDown", "RequestTimeout", "RequestTimeoutException", "Throttling"})
 _NO_CREDENTIALS: Final = (
     NoCredentialsError,
@@ -107,9 +109,9 @@ def _from_client(error: BotoCoreError, where: str, endpoint: str) -> EncpipeErro
         return StorageError(f"{where}: there are no S3 credentials", hint=hint, code="storage-denied")
     if isinstance(error, ParamValidationError):
         return ConfigError(f"{where} is not a name S3 takes", hint="check bucket and prefix of the URL")
-    untrusted = untrusted_certificate(endpoint, error)
-    if untrusted is not None:
-        return untrusted
+    refused = refused_server(endpoint, error)
+    if refused is not None:
+        return refused
     return StorageError(
         f"{where}: no whole answer from {endpoint}: {type(error).__name__}",
         hint="check network and endpoint, then run the same command again",
@@ -130,6 +132,17 @@ def from_arrow(error: OSError, path: str, url: str) -> EncpipeError:
             f"{where}: the server's certificate is not trusted",
             hint="name the CA that issued it in tls.ca_file; do not ignore this",
             code="untrusted-certificate",
+        )
+    if NOT_TLS_1_2.search(text):
+        return ConfigError(
+            f"{where}: the server does not speak TLS 1.2 or later",
+            hint="correct the endpoint's port, or have the server's TLS updated: older versions are broken",
+            code="insecure-transport",
+        )
+    if _REDIRECT.search(text):
+        return ConfigError(
+            f"{where}: S3 sends us to another server, and redirects are not followed",
+            hint="name the bucket's region (region_name) and endpoint_url",
         )
     hint = "check network and endpoint, then run the same command again"
     return StorageError(f"{where}: S3 did not answer", hint=hint, code="storage-unavailable")

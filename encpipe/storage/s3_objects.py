@@ -144,11 +144,19 @@ class Objects:
     def first(self, path: str, size: int) -> bytes:
         """The first `size` bytes, or all where there are fewer. Raises `StorageError` `not-found`."""
         with self.mapped(path):
-            return _tried(lambda: self._first(path, size))
+            return _tried(lambda: self._some(path, 0, size))
 
-    def _first(self, path: str, size: int) -> bytes:
+    def range(self, path: str, start: int, size: int) -> bytes:
+        """The `size` bytes from `start` on. Raises `StorageError` where the object has fewer."""
+        with self.mapped(path):
+            data = _tried(lambda: self._some(path, start, size))
+            if len(data) < size:  # it was cut since, or the answer is a lie
+                raise IncompleteReadError(actual_bytes=len(data), expected_bytes=size)
+            return data
+
+    def _some(self, path: str, start: int, size: int) -> bytes:
         try:
-            answer = self.client.get_object(**self.at(path), Range=f"bytes=0-{size - 1}")
+            answer = self.client.get_object(**self.at(path), Range=f"bytes={start}-{start + size - 1}")
         except ClientError as error:
             if status_of(error) == 416:  # an empty object has no first byte
                 return b""

@@ -15,6 +15,7 @@ from servers.seaweed import Seaweed
 from encpipe.config import Config, TlsConfig
 from encpipe.errors import ConfigError, EncpipeError, StorageError
 from encpipe.sources import Source, open_source
+from encpipe.storage.s3_client import Connection
 
 pytestmark = pytest.mark.server
 TABLE = pa.table({"x": range(1000), "s": [f"row {i}" for i in range(1000)]})
@@ -45,6 +46,7 @@ def opened(seaweed: Seaweed, url: str, **more: Any) -> Source:
     return open_source(url, storage_options=options, config=Config(tls=TlsConfig(ca_file=Path(seaweed.ca))))
 
 
+@pytest.mark.usefixtures("client")
 def test_a_tree_is_read_with_its_partitions(seaweed: Seaweed, filled: str) -> None:
     source = opened(seaweed, f"s3://{filled}/t")
     assert [file.name for file in source.files] == ["a=1/f.parquet", "a=x%20y/f.parquet"]
@@ -57,6 +59,14 @@ def test_a_tree_is_read_with_its_partitions(seaweed: Seaweed, filled: str) -> No
         assert pa.concat_tables(found).equals(TABLE)
 
 
+@pytest.fixture(params=["arrow", "boto"])
+def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow's client reads, or boto3 where that one cannot be held to the TLS rules."""
+    if request.param == "boto":
+        monkeypatch.setattr(Connection, "arrow_can", False)
+
+
+@pytest.mark.usefixtures("client")
 def test_globs_and_single_files(seaweed: Seaweed, filled: str) -> None:
     assert [f.name for f in opened(seaweed, f"s3://{filled}/t/*/f.parquet").files] == [
         "a=1/f.parquet",
@@ -65,12 +75,14 @@ def test_globs_and_single_files(seaweed: Seaweed, filled: str) -> None:
     assert [f.name for f in opened(seaweed, f"s3://{filled}/t/a=1/f.parquet").files] == ["f.parquet"]
 
 
+@pytest.mark.usefixtures("client")
 def test_packed_text_is_streamed(seaweed: Seaweed, filled: str) -> None:
     [file] = opened(seaweed, f"s3://{filled}/text/").files
     with file.open() as reader:
         assert pa.concat_tables(reader.tables()).to_pydict() == {"a": [1, 2], "b": ["x", "y"]}
 
 
+@pytest.mark.usefixtures("client")
 @pytest.mark.parametrize("path", ["none", "t/none.parquet", "t/_tmp/none*"])
 def test_what_is_not_there(seaweed: Seaweed, filled: str, path: str) -> None:
     with pytest.raises(EncpipeError) as caught:

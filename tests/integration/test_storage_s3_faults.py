@@ -470,11 +470,22 @@ def test_an_untrusted_certificate_is_told_as_such(make: Make, seaweed: Seaweed) 
     assert code_of(lambda: stranger.open_input("a")) == "untrusted-certificate"
 
 
-def test_a_client_certificate_reads_whole_objects_without_arrow(
-    make: Make, storage: S3Storage, monkeypatch: pytest.MonkeyPatch
+def test_without_arrow_ranges_are_read_by_boto3(
+    make: Make, storage: S3Storage, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.create("a/x", b"whole")
+    storage.create("a/empty", b"")
     monkeypatch.setattr(s3_client.Connection, "arrow_can", False)
+    with storage.open_input("a/empty") as file:
+        assert (file.size(), file.read()) == (0, b"")
     with storage.open_input("a/x") as file:
         assert file.read_at(3, 2) == b"ole"
+        assert (file.read_at(9, 3), file.read_at(3, 7), file.size()) == (b"le", b"", 5)
+        file.seek(1)
+        assert (file.read(2), file.read()) == (b"ho", b"le")
+        proxy.faults.append(Fault("truncate", lambda method, _: method == "GET", times=1))
+        assert file.read_at(5, 0) == b"whole"
+        proxy.faults.append(Fault("shorten", lambda method, _: method == "GET"))
+        assert code_of(lambda: file.read_at(5, 0)) == "storage-unavailable"
+    assert code_of(lambda: storage.open_input("a/none")) == "not-found"
     assert code_of(lambda: storage.arrow_path("a/x")) == "unsupported"

@@ -145,7 +145,7 @@ def test_context_trusts_the_configured_ca_and_no_other(ca: CertificateAuthority,
     for tls in (DEFAULT, TlsConfig(ca_file=stranger.path)):
         with pytest.raises(ssl.SSLCertVerificationError) as refused:
             handshake(server, transport.ssl_context(tls))
-        error = transport.untrusted_certificate("https://user:secret@kms.example/x", refused.value)
+        error = transport.refused_server("https://user:secret@kms.example/x", refused.value)
         assert error is not None
         assert error.code == "untrusted-certificate"
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
@@ -153,7 +153,7 @@ def test_context_trusts_the_configured_ca_and_no_other(ca: CertificateAuthority,
 
 
 def test_only_certificate_refusals_count_as_untrusted() -> None:
-    assert transport.untrusted_certificate("https://kms.example", OSError("Connection reset by peer")) is None
+    assert transport.refused_server("https://kms.example", OSError("Connection reset by peer")) is None
 
 
 def test_context_shows_the_configured_client_certificate(ca: CertificateAuthority, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_pinned_client_sends_nowhere_else(url: str, passes: bool) -> None:
         aws_access_key_id="a",
         aws_secret_access_key="b",
     )
-    transport.pin_host(client)
+    transport.pin_host(client, DEFAULT)
     send = SimpleNamespace(url=url)
     outcome = contextlib.nullcontext() if passes else pytest.raises(ConfigError, match="another server")
     with outcome:
