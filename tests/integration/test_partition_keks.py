@@ -26,6 +26,7 @@ from encpipe import (
     KeyNotFoundError,
     Policy,
     PolicyError,
+    UnwrapError,
     open_dataset,
     rekey,
     rewrap,
@@ -164,6 +165,20 @@ def test_a_policy_without_them_ends_it_and_one_by_other_columns_begins_anew(
     scene.check_whole()
 
 
+def test_other_columns_have_other_keks(scene: Scene, tmp_path: Path) -> None:
+    for year in (2020, 2021):
+        for who in ("anna", "bob"):
+            save(tmp_path / "in" / f"year={year}" / f"who={who}", people(year))
+    seen: set[tuple[str, ...]] = set()
+    for columns, count in ((("year",), 2), (("who",), 2), (("who", "year"), 4), (("year", "who"), 4)):
+        scene.write(tmp_path / "in", policy=Policy(partition_keys=columns), overwrite=True)
+        found = set().union(*keks_by_year(scene).values())
+        assert len(found) == count
+        assert columns == ("year", "who") or not found & seen
+        seen |= found
+        scene.check_whole()
+
+
 def test_they_are_by_partition_columns_only(scene: Scene, tmp_path: Path) -> None:
     for source in (people(), tree(tmp_path / "in", 2020)):
         with pytest.raises(PolicyError, match="partition_keys lists 'id'") as refused:
@@ -259,6 +274,9 @@ def test_a_commit_under_what_is_gone_is_refused(scene: Scene, tmp_path: Path) ->
     gone = dataclasses.replace(state.files.files[0], partition_keks=("9" * 32,))
     with pytest.raises(ConflictError, match="shredded"):
         partition_keks_of(target, [gone], ())
+    retired = tuple(dataclasses.replace(record, state="retired") for record in records)
+    with pytest.raises(ConflictError, match="re-keyed"):
+        partition_keks_of(dataclasses.replace(target, records=retired), state.files.files, ())
 
 
 # Read
@@ -319,6 +337,32 @@ def test_a_forked_child_and_a_pickle_read_on(tmp_path: Path, monkeypatch: pytest
         assert sorted(ids(again.to_table())) == list(range(24))
 
 
+def test_one_that_was_edited_is_an_error_wherever_it_is_asked_for(scene: Scene, tmp_path: Path) -> None:
+    """PyArrow ends the process where a key is refused in the wrong place."""
+    scene.write(tree(tmp_path / "in", 2020), policy=POLICY)
+    name: list[Any] = [("name", "=", "name 3")]
+    for read in (
+        lambda dataset: dataset.to_table(["name"]),
+        lambda dataset: dataset.to_table(["id"], name),
+        lambda dataset: dataset.count_rows(name),
+        lambda dataset: dataset.to_pyarrow(["name"], trust_storage_after_the_check=True),
+    ):
+        with scene.open() as dataset:
+            (kek,) = (kek for kek in dataset._state.files.partition_keks if kek.key_name == "pii")
+            dataset._state.keys.partitions.learn([dataclasses.replace(kek, wrapped=kek.wrapped[::-1])])
+            assert len(dataset.to_table(["id"])) == 12
+            with pytest.raises(UnwrapError, match="partition KEK"):
+                read(dataset)
+
+
+def test_a_file_of_another_list_is_refused(scene: Scene, tmp_path: Path) -> None:
+    scene.write(tree(tmp_path / "in", 2020), policy=POLICY)
+    with scene.open() as dataset:
+        foreign = dataclasses.replace(dataset.files[0], partition_keks=("9" * 32,))
+        with pytest.raises(UnwrapError, match="its generation does not have"):
+            dataset.scan(files=[foreign]).to_table()
+
+
 def test_a_denied_parent_stops_the_reader_after_its_age(scene: Scene, tmp_path: Path) -> None:
     scene.write(tree(tmp_path / "in", 2020), policy=POLICY)
     with scene.open(max_key_age=0.0) as dataset:
@@ -326,6 +370,10 @@ def test_a_denied_parent_stops_the_reader_after_its_age(scene: Scene, tmp_path: 
         scene.kms.forget("pii")
         with pytest.raises(KeyNotFoundError):
             dataset.to_table(["name"])
+        for kek in dataset._state.files.partition_keks:
+            if kek.key_name == "pii":
+                with pytest.raises(KeyNotFoundError):
+                    dataset._state.keys.kek(kek.id)
 
 
 def test_rows_by_number(scene: Scene, tmp_path: Path) -> None:
