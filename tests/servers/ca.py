@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import re
 import ssl
 import uuid
 from collections.abc import Sequence
@@ -78,8 +79,15 @@ class CertificateAuthority:
         hosts = WRONG_HOST if wrong_host else (*LOOPBACK, *map(x509.DNSName, names))
         return self._issue("server", ExtendedKeyUsageOID.SERVER_AUTH, hosts, expired=expired)
 
-    def client(self, name: str = "test client", *, expired: bool = False) -> IssuedCertificate:
-        return self._issue(name, ExtendedKeyUsageOID.CLIENT_AUTH, (), expired=expired)
+    def client(
+        self,
+        name: str = "test client",
+        *,
+        expired: bool = False,
+        names: Sequence[x509.GeneralName] = (),
+    ) -> IssuedCertificate:
+        """A client certificate with this common name and these alternative names."""
+        return self._issue(name, ExtendedKeyUsageOID.CLIENT_AUTH, tuple(names), expired=expired)
 
     def self_signed(self) -> IssuedCertificate:
         """A server certificate with the right host that this CA has not signed."""
@@ -110,7 +118,7 @@ class CertificateAuthority:
         if hosts:
             builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
         cert = builder.sign(issuer_key, hashes.SHA256())
-        stem = f"{name.replace(' ', '-')}-{uuid.uuid4().hex[:8]}"
+        stem = f"{re.sub('[^A-Za-z0-9]+', '-', name)}-{uuid.uuid4().hex[:8]}"
         issued = IssuedCertificate(self.folder / f"{stem}.pem", self.folder / f"{stem}.key")
         _write(issued.cert, cert.public_bytes(serialization.Encoding.PEM))
         _write(issued.key, _key_pem(key))
