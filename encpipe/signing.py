@@ -132,7 +132,8 @@ def signing_key(master_keys: MasterKeys | Config) -> SigningKey | None:
         master_keys = MasterKeys(master_keys)
     config = master_keys.config
     if config.signing.key is not None:
-        return SigningKey.in_service(master_keys.signing_key(config.signing.key), config.trust.signers)
+        with master_keys.audit.refusals("sign", how=config.signing.key):
+            return SigningKey.in_service(master_keys.signing_key(config.signing.key), config.trust.signers)
     return None if config.signing.key_file is None else SigningKey.load(config.signing.key_file)
 
 

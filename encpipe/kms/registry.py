@@ -164,7 +164,7 @@ class MasterKeys:
     def signing_key(self, uri: str) -> Signer:
         """The key of this URI, to sign with: one that the configuration names for that (`signing.key`).
 
-        Raises `ConfigError`: `unsupported` where its service does not sign. No network call.
+        Raises `ConfigError`, also where its service does not sign. No network call.
         """
         service = self._service(uri.partition(":")[0])
         if not isinstance(service, SigningService):
@@ -172,7 +172,6 @@ class MasterKeys:
                 f"{uri[:300]!r}: encpipe signs with no key of this service",
                 hint="use an Ed25519 key in Vault (vault:NAME) or on a PKCS#11 token, or one in a file: "
                 "encpipe keys create-signer FILE",
-                code="unsupported",
             )
         return service.signing_key(uri)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from specimen import Specimen
 
-from encpipe import Config, ConfigError, KmsError, MasterKeys, SignatureError, signing
+from encpipe import (
+    Config,
+    ConfigError,
+    KeyAccessDeniedError,
+    KmsError,
+    MasterKeys,
+    SignatureError,
+    signing,
+)
 from encpipe.aead import Label
-from encpipe.config import SigningConfig, TrustConfig, parse_config
+from encpipe.config import AuditConfig, SigningConfig, TrustConfig, parse_config
 from encpipe.kms.signer import PublicKey
 from encpipe.signing import SigningKey, writer_signing
 
@@ -48,6 +57,11 @@ class Service:
         self.calls.append(f"sign {version}")
         assert len(message) <= 4096
         return private(self.signs_with.get(version, self.versions[version])).sign(message)
+
+
+class Denying(Service):
+    def public_keys(self) -> tuple[PublicKey, ...]:
+        raise KeyAccessDeniedError("no", hint="ask for it")
 
 
 class Kms:
@@ -117,8 +131,20 @@ def test_a_service_that_does_not_sign_says_so() -> None:
     config = Config(signing=SigningConfig(key="local:default"))
     with pytest.raises(ConfigError, match="signs with no key of this service") as caught:
         writer_signing(config)
-    assert caught.value.code == "unsupported"
     assert "vault:NAME" in caught.value.hint
+
+
+def test_a_refusal_of_the_service_is_in_the_audit_log(tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    denied = MasterKeys(
+        replace(configured(Denying()).config, audit=AuditConfig(f"file:{log}")),
+        extra={"fake": Kms(Denying())},  # type: ignore[dict-item]  # a service that only signs
+    )
+    with pytest.raises(KeyAccessDeniedError):
+        writer_signing(denied)
+    (line,) = [json.loads(text) for text in log.read_text().splitlines()]
+    assert (line["event"], line["of"], line["how"]) == ("refusal", "sign", "fake:one")
+    assert line["code"] == "key-denied"
 
 
 # Journals
