@@ -24,7 +24,7 @@ import pytest
 from servers.ca import CertificateAuthority, IssuedCertificate
 from servers.process import HOST
 
-from encpipe.config import TlsConfig
+from encpipe.config import Config, TlsConfig, TrustConfig
 from encpipe.errors import (
     ConfigError,
     EncpipeError,
@@ -33,8 +33,10 @@ from encpipe.errors import (
     MissingExtraError,
     UnwrapError,
 )
+from encpipe.keyring import DatasetKeys
 from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey
-from encpipe.kms import circuit
+from encpipe.kms import MasterKeys, circuit
+from encpipe.manifest import KekRecord
 from encpipe.testing.faultproxy import Fault, FaultProxy
 
 CONTEXT = KeyContext("d" * 32, "footer", "e" * 32)
@@ -184,6 +186,24 @@ class KeyServiceFailures:
         proxy.faults = []
         monkeypatch.setattr(circuit.CIRCUITS.get(), "known", {})  # as after the pause
         assert reach(proxy).unwrap(wrapped, aad=CONTEXT) == KEK
+
+    def test_many_wrappings_by_a_service_that_hangs_cost_one_deadline(
+        self, reach: Reach, proxy: FaultProxy, wrapped: WrappedKey
+    ) -> None:
+        key: Any = reach(proxy, deadline=1, read_timeout=60)
+        proxy.faults = [self.fault("stall")]
+        config = Config(trust=TrustConfig((wrapped.master_key,)))
+        keys = DatasetKeys(
+            CONTEXT.dataset_id,
+            [KekRecord(CONTEXT.kek_id, CONTEXT.key_name, "", b"", "active")],
+            {CONTEXT.kek_id: [wrapped] * 64},
+            MasterKeys(config, extra={key.uri.partition(":")[0]: key._service}),
+            lambda _, kek: None,
+        )
+        with pytest.raises(KmsUnavailableError):
+            keys.kek(CONTEXT.kek_id)
+        assert self.asked(proxy) == 1
+        assert keys.refusals == 64
 
     def test_no_server_is_an_outage(self, reach: Reach, wrapped: WrappedKey) -> None:
         with socket.socket() as taken:  # bound, not listening: nobody else can listen there meanwhile
