@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         UnwrapError,
     )
     from encpipe.export import decrypt_dataset
+    from encpipe.gateway.client import open_gateway
     from encpipe.inspection import inspect_dataset
     from encpipe.kms.registry import MasterKeys
     from encpipe.lifecycle.gc import gc
@@ -68,6 +69,7 @@ _HOME = {
     "load_config": "config",
     "needs_rewrap": "lifecycle.rewrapping",
     "open_dataset": "opening",
+    "open_gateway": "gateway.client",
     "rekey": "lifecycle.rekeying",
     "revoke": "lifecycle.grants",
     "rewrap": "lifecycle.rewrapping",
@@ -111,6 +113,7 @@ __all__ = [
     "load_config",
     "needs_rewrap",
     "open_dataset",
+    "open_gateway",
     "rekey",
     "revoke",
     "rewrap",

@@ -58,6 +58,7 @@ class Label(StrEnum):
     KEYRING_SEAL = "encpipe/1 keyring-seal"
     KEYRING_COMMITMENT = "encpipe/1 keyring-commitment"
     LOCAL_WRAP = "encpipe/1 local-wrap"
+    GATEWAY_TICKET = "encpipe/1 gateway-ticket"
 
 
 def encode_aad(label: Label, *fields: bytes) -> bytes:

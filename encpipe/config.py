@@ -50,7 +50,8 @@ SINK_FORMS: Final = ("file:PATH", "stderr", "logger:NAME")
 
 @dataclass(frozen=True)
 class Config:
-    """One configuration. `kms` and `storage` hold the tables `kms.*` and `storage.*` by name."""
+    """One configuration. `kms` and `storage` hold the tables `kms.*` and `storage.*` by name; `gateway` is for
+    `encpipe serve`, which checks it."""
 
     keyring: KeyringConfig = field(default_factory=KeyringConfig)
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -61,6 +62,7 @@ class Config:
     kms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    gateway: Mapping[str, Any] = field(default_factory=dict)
     source: Path | None = None
     searched: tuple[str, ...] = field(default=(), compare=False)
     """Where a configuration file was looked for in vain; empty where one was found, or none looked for."""
@@ -153,6 +155,7 @@ def parse_config(text: str, source: Path, *, env: Mapping[str, str] | None = Non
         kms=top.table("kms").tables(),
         storage=top.table("storage").tables(),
         audit=_audit(top.table("audit")),
+        gateway=top.as_it_stands("gateway"),
         source=source.absolute(),
     )
     for table in (keyring, tls, trust, signing, top):

@@ -54,6 +54,17 @@ class Table:
         value = self._get(key, bool)
         return default if value is None else bool(value)
 
+    def count(self, key: str, *, default: int, low: int = 1, high: int) -> int:
+        """A whole number from `low` to `high`, `default` when the key is absent."""
+        value = self._get(key, int)
+        if value is not None and not low <= value <= high:
+            raise self.error(key, f"must be a number from {low} to {high}")
+        return default if value is None else int(value)
+
+    def as_it_stands(self, key: str) -> dict[str, Any]:
+        """The table `key`, empty when absent: who uses it checks it."""
+        return dict(self._get(key, dict) or {})
+
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of strings, none of them empty; () when the key is absent. One string is a list of one."""
         value = self._values.get(key)

@@ -102,6 +102,10 @@ CODES: Final[dict[str, str]] = {
     "conditional-writes": "this storage cannot refuse a concurrent commit",
     "conflict": "another writer committed first",
     "locked": "another live writer owns this journal",
+    "gateway-denied": "the gateway does not take this certificate for anyone it knows",
+    "gateway-busy": "the gateway has as many streams as it may have, or is ending",
+    "ticket": "a ticket of the gateway has expired, or is not for this gateway, identity or rule",
+    "row-limit": "the gateway gives this identity no more rows in this period",
     "audit": "the audit log did not take a line, so the operation was refused",
 }
 

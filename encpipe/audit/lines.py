@@ -46,6 +46,8 @@ Event = Literal[
     "sign",
     "gc",
     "shred",
+    "serve",
+    "served",
     "plain-http",
     "refusal",
     "start",
@@ -70,6 +72,7 @@ class Facts(TypedDict, total=False):
     how: str
     dataset: str
     dataset_id: str
+    identity: str
     generation: int
     revision: int
     key_names: Sequence[str]

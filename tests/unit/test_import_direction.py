@@ -16,7 +16,7 @@ import encpipe
 ROOT = Path(encpipe.__file__).parent
 
 LAYERS = """
-    cli  torch  __main__
+    cli  torch  gateway  __main__
     inspection  lifecycle  verification  export  signatures  opening  dataset  writer  initialise  checkup
     writesession  scan  datafiles
     rowgroups  selection  wholefiles
@@ -50,6 +50,7 @@ ONLY_HERE = {
     "azure": ("kms.azure",),
     "hvac": ("kms.vault",),
     "google": ("kms.gcp",),
+    "grpc": ("gateway.server", "gateway.certificates"),
     "google_crc32c": ("kms.gcp",),
     "pkcs11": ("kms.pkcs11",),
     "typer": ("cli",),
