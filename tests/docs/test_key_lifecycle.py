@@ -25,7 +25,7 @@ def test_the_page_does_what_it_shows(tmp_path: Path) -> None:
 
 
 def test_it_names_every_command_that_changes_wrappings() -> None:
-    verbs = {"rewrap", "grant", "revoke"}
+    verbs = {"rewrap", "rekey", "grant", "revoke", "shred"}
     assert verbs <= set(get_command(app).commands)  # type: ignore[attr-defined]  # a group has commands
     shown = set(re.findall(r"^\$ encpipe (\w+)", PAGE.read_text(), re.M))
     assert verbs <= shown
