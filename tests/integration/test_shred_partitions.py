@@ -182,6 +182,27 @@ def test_it_goes_on_top_of_an_append(scene: Scene, tmp_path: Path, monkeypatch: 
     assert lists(scene) == [manifest_of(scene).core.list_name]
 
 
+@pytest.mark.parametrize("when", ["list _encpipe/", "delete _encpipe/files-1-ID.sealed"])
+def test_what_others_commit_on_top_of_it_stays(
+    local: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    log = steps.install(monkeypatch)
+    done: list[int] = []
+
+    def before(n: int, step: str) -> None:
+        committed = f"commit {MANIFEST}" in log.steps[:n]
+        if step == when and committed and not done:
+            done.append(n)
+            local.append(tree(tmp_path / "again", (2020,), first=50))
+
+    log.before = before
+    report = cut(local, {"year": "2020"})
+    assert done != []
+    assert report.verdict == "removed"
+    assert rows(local) == [*range(12, 24), *range(50, 62)]
+    local.check_whole()
+
+
 def test_a_stopped_append_goes_with_its_records(
     local: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

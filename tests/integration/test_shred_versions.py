@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from scene import Scene, ids, on_s3, people
+from scene import Scene, ids, on_s3, people, save
 from servers.seaweed import Seaweed
 from test_shred import shred, states
+from test_shred_races import stopped_write, writers
 
 from encpipe import StorageError
+from encpipe import journal as journals
 from encpipe.storage.base import OldVersion
 from encpipe.storage.s3 import S3Storage
 
@@ -61,6 +64,20 @@ def test_with_a_key_name_too_and_the_rest_reads_on(scene: Scene) -> None:
     assert shred(scene, "pii").verdict == "removed"
     assert not {"manifest.json", "journal.json"} & set(older(scene))
     assert ids(scene.table(["id"])) == [*range(6), *range(10, 16)]
+
+
+@pytest.mark.parametrize("names", [(), ("pii",)])
+def test_a_stopped_write_leaves_no_version_of_its_journal(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    stopped_write(scene, save(tmp_path / "new", people(50)), monkeypatch)
+    storage = scene.storage()
+    for writer_id in journals.folders(storage):  # its lease is over
+        storage.delete(journals.lock_path(writer_id))
+    storage.close()
+    assert shred(scene, *names).verdict == "removed"
+    assert writers(scene) == []
+    assert not {"manifest.json", "journal.json"} & set(older(scene))
 
 
 def test_one_that_holds_none_of_the_key_name_stays(scene: Scene) -> None:
