@@ -99,7 +99,7 @@ class GcpServer(Server):
         scheme = "https" if ca else "http"
         self.address = Gcp(f"{scheme}://{HOST}:{self._port}", str(self.folder), str(ca.path) if ca else None)
         for account in ACCOUNTS:
-            _make_account(self.folder, account)
+            make_account(self.folder, account)
 
     def command(self) -> list[str]:
         fake = [sys.executable, "-m", "servers.gcpkms_fake"]
@@ -126,7 +126,7 @@ class GcpServer(Server):
             connection.close()
 
 
-def _make_account(folder: Path, account: str) -> None:
+def make_account(folder: Path, account: str) -> None:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

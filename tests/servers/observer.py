@@ -1,4 +1,4 @@
-"""A server that writes down who connected and what arrived, and answers every request the same way.
+"""A server that writes down who connected and what arrived, and answers every request as it is told to.
 
 For tests of what a client does *not* send: to a server whose certificate it must refuse, or after a redirect.
 Runs in threads of the test process, on loopback.
@@ -10,8 +10,9 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -30,12 +31,15 @@ class Arrived:
 
 @dataclass
 class Observer:
-    """`connections` counts TCP connections, also those that end in the handshake."""
+    """`connections` counts TCP connections, also those that end in the handshake; `versions` are those of TLS
+    that were negotiated. `answer` gives the body of an answer with status 200, or None for `status`."""
 
     context: ssl.SSLContext | None = None
     status: int = 404
     headers: Mapping[str, str] = field(default_factory=dict)
+    answer: Callable[[Arrived], bytes | None] = lambda _: None
     connections: int = 0
+    versions: list[str | None] = field(default_factory=list)
     requests: list[Arrived] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -75,6 +79,7 @@ class _Server(ThreadingHTTPServer):
         with contextlib.suppress(OSError):  # the client refused the handshake, or went away: as it may
             if context is not None:
                 request = context.wrap_socket(request, server_side=True)
+                self.observer.versions.append(request.version())
             with contextlib.closing(request):
                 super().finish_request(request, client_address)
 
@@ -92,12 +97,16 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {name.lower(): value for name, value in self.headers.items()}
         observer = self.server.observer
-        observer.requests.append(Arrived(self.command, self.path, headers, body))
-        self.send_response(observer.status)
+        arrived = Arrived(self.command, self.path, headers, body)
+        observer.requests.append(arrived)
+        answer = observer.answer(arrived)
+        self.send_response(observer.status if answer is None else HTTPStatus.OK)
         for name, value in observer.headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Length", str(len(answer or b"")))
         self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer or b"")
 
     def log_message(self, *_: object) -> None:
         pass
