@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from encpipe import manifest
 from encpipe.audit import Event, Facts
-from encpipe.errors import ConfigError, ConflictError
+from encpipe.errors import ConfigError, ConflictError, ShreddedError
 from encpipe.keyring import DatasetKeys
 from encpipe.keys import KeyContext, Secret, WrappedKey
 from encpipe.kms.registry import MasterKeys
@@ -141,8 +141,9 @@ def replace_wrappings(
     """Put what `edit` makes of every KEK of `key_names` (None: all) into the manifest, in one write.
 
     The manifest is checked first. With `dry_run` nothing is written. Raises `ConfigError` for a key name that
-    the dataset does not have, `ConflictError` where other writers were always first, and what loading, `edit`
-    and the storage raise; the manifest is then as it was, but after `storage-unavailable` it may be changed.
+    the dataset does not have, `ShreddedError` for one that was shredded, `ConflictError` where other writers
+    were always first, and what loading, `edit` and the storage raise; the manifest is then as it was, but
+    after `storage-unavailable` it may be changed.
     """
     wanted = None if key_names is None else tuple(key_names)
     done: dict[str, tuple[tuple[WrappedKey, ...], tuple[WrappedKey, ...]]] = {}
@@ -185,11 +186,17 @@ def _edited(
 ) -> Wrappings:
     records = kek_records(found)
     known = {record.key_name for record in records.values()}
+    left = {record.key_name for record in records.values() if record.state != "shredded"}
     for name in wanted or ():
         if name not in known:
             raise ConfigError(
                 f"this dataset has no key name {name[:40]!r}; it has: {', '.join(sorted(known))}",
                 hint="`encpipe inspect` shows them",
+            )
+        if name not in left:
+            raise ShreddedError(
+                f"the keys of key name {name!r} were shredded",
+                hint="the data under them cannot be read any more, by anyone",
             )
     after = dict(found.wrappings)
     for kek_id, record in records.items():

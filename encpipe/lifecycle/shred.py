@@ -133,7 +133,9 @@ class _Shred:
     def run(self) -> ShredReport:
         """Do it."""
         self._audit.check()
-        staying = {record.key_name for record in kek_records(self._found).values()} - set(self._names or ())
+        records = kek_records(self._found).values()
+        left = {record.key_name for record in records if record.state != "shredded"}
+        staying = left - set(self._names or ())
         self._retirement.rewrap(sorted(staying) if self._names is not None else ())
         self._commit()
         self._copies.remove()

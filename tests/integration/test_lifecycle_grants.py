@@ -9,7 +9,15 @@ import pytest
 from scene import KEYS, Scene, ids, people
 
 import encpipe
-from encpipe import Config, ConfigError, KeyNotFoundError, MasterKeys, UntrustedKeyError, UnwrapError
+from encpipe import (
+    Config,
+    ConfigError,
+    KeyNotFoundError,
+    MasterKeys,
+    ShreddedError,
+    UntrustedKeyError,
+    UnwrapError,
+)
 from encpipe.state import read_manifest
 from encpipe.testing import FaultyKms, InMemoryKms
 
@@ -144,6 +152,19 @@ def test_revoking_what_was_never_granted_says_what_there_is(scene: Scene) -> Non
     assert refused.value.code == "no-wrapping"
     with pytest.raises(ConfigError, match="no key name 'money'"):
         encpipe.revoke(scene.url, "money", "memory:pii", **scene.access)
+
+
+def test_what_was_shredded_gets_no_wrapping(scene: Scene) -> None:
+    encpipe.shred(scene.url, confirm=scene.open().dataset_id, key_names=["pii"], **scene.access)
+    before = scene.folder.joinpath(MANIFEST).read_bytes()
+    for change in (
+        lambda: encpipe.grant(scene.url, "pii", "memory:glass", **scene.access),
+        lambda: encpipe.rewrap(scene.url, key_names=["pii"], **scene.access),
+    ):
+        with pytest.raises(ShreddedError, match="pii"):
+            change()
+    assert scene.folder.joinpath(MANIFEST).read_bytes() == before
+    assert [change.key_name for change in encpipe.rewrap(scene.url, **scene.access).changes] == ["footer"]
 
 
 def test_a_dry_run_of_a_revocation_changes_nothing(scene: Scene) -> None:
