@@ -281,6 +281,16 @@ def test_a_signed_dataset_moves_to_better_keys(team: Team) -> None:
     assert ids(better.table()) == OLD
 
 
+def test_a_re_key_needs_a_signature_too(team: Team) -> None:
+    team.plain.write(people())
+    refused(lambda: encpipe.rekey(team.url, **team.plain.access))
+    encpipe.sign_dataset(team.url, **team.signer.access, expect_core=core_of(team.plain))
+    encpipe.rekey(team.url, **team.signer.access)
+    assert ids(team.reader.table()) == OLD
+    assert ids(team.reader.table(generation=1)) == OLD
+    refused(team.plain.open)
+
+
 def test_a_forged_journal_is_not_gone_on_with(
     team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
