@@ -144,11 +144,23 @@ def test_an_overwrite_in_flight_loses(
 def test_a_rewrap_in_flight_does_not_bring_a_wrapping_back(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    scene.kms.rotate("main")
+    at_commit(monkeypatch, lambda: shred(scene, "pii"))
+    encpipe.rewrap(scene.url, **scene.access)
+    found = manifest_of(scene)
+    assert {w.version for some in found.wrappings.values() for w in some} == {"2"}
+    assert set(found.wrappings) == {found.core.footer_kek.id}
+
+
+def test_a_rewrap_in_flight_that_names_the_key_name_is_told(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scene.kms.create("new")
     at_commit(monkeypatch, lambda: shred(scene, "pii"))
-    encpipe.rewrap(scene.url, to={"pii": "memory:new", "footer": "memory:new"}, **scene.access)
+    with pytest.raises(ShreddedError):
+        encpipe.rewrap(scene.url, to={"pii": "memory:new", "footer": "memory:new"}, **scene.access)
     found = manifest_of(scene)
-    assert {w.master_key for some in found.wrappings.values() for w in some} == {"memory:new"}
+    assert {w.master_key for some in found.wrappings.values() for w in some} == {"memory:main"}
     assert set(found.wrappings) == {found.core.footer_kek.id}
 
 
