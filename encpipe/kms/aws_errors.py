@@ -21,6 +21,7 @@ from encpipe.errors import (
     KmsUnavailableError,
     UnwrapError,
 )
+from encpipe.kms.noanswer import silent, torn, unexpected
 from encpipe.kms.said import after_colon, first_word
 from encpipe.transport import refused_server
 
@@ -198,16 +199,10 @@ def _from_client(error: BaseException, request: Request) -> EncpipeError:
             f"AWS credentials cannot be fetched: {name}", hint="try: aws sts get-caller-identity"
         )
     if isinstance(error, (sdk.HTTPClientError, sdk.ConnectionError, sdk.MetadataRetrievalError, OSError)):
-        return KmsUnavailableError(
-            f"no answer to {request.action} from {request.endpoint}: {name}",
-            hint="check the network, endpoint and region; wrapped keys are safe",
-        )
+        return silent(request.action, request.endpoint, error)
     if isinstance(error, READ_ERRORS):
-        return KmsUnavailableError(
-            f"the answer to {request.action} from {request.endpoint} cannot be read: {name}",
-            hint="is this an AWS KMS endpoint? a proxy between may have cut the answer",
-        )
-    return KmsError(f"{request.action} on {request.uri} failed: {name}")
+        return torn(request.action, request.endpoint, "AWS KMS", error)
+    return unexpected(request.action, request.uri, "aws", error)
 
 
 def _said(error: sdk.ClientError) -> str:

@@ -25,6 +25,7 @@ from encpipe.errors import (
     UnwrapError,
 )
 from encpipe.kms.azure_wrapping import Ask
+from encpipe.kms.noanswer import silent, torn, unexpected
 from encpipe.kms.said import after_colon, first_word
 from encpipe.transport import refused_server
 
@@ -151,7 +152,6 @@ def from_sdk(error: BaseException, ask: Ask) -> EncpipeError:
         return error
     if (refused := refused_server(ask.service, error)) is not None:
         return refused
-    name = type(error).__name__
     if isinstance(error, ValueError) and OTHER_RESOURCE in str(error):
         return KmsError(
             f"{ask.service} asks for a token that is for another service; it was sent none",
@@ -160,16 +160,10 @@ def from_sdk(error: BaseException, ask: Ask) -> EncpipeError:
     if isinstance(error, sdk.HttpResponseError) and error.status_code not in (None, 200):
         return from_answer(error.status_code, {}, b"", ask)  # the SDK reads every body as JSON
     if isinstance(error, UNREADABLE):
-        return KmsUnavailableError(
-            f"the answer to {ask.operation} from {ask.service} cannot be read: {name}",
-            hint="is this a Managed HSM? a proxy between may have cut the answer",
-        )
+        return torn(ask.operation, ask.service, "an Azure vault or Managed HSM", error)
     if isinstance(error, (sdk.ServiceRequestError, sdk.ServiceResponseError, OSError)):
-        return KmsUnavailableError(
-            f"no answer to {ask.operation} from {ask.service}: {name}",
-            hint="check the network and the service's name; wrapped keys are safe",
-        )
-    return KmsError(f"{ask.operation} on {ask.uri} failed: {name}")
+        return silent(ask.operation, ask.service, error)
+    return unexpected(ask.operation, ask.uri, "azure", error)
 
 
 def from_credential(error: BaseException, source: str, authority: str) -> EncpipeError:

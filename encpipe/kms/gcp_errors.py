@@ -26,6 +26,7 @@ from encpipe.errors import (
     KmsUnavailableError,
     UnwrapError,
 )
+from encpipe.kms.noanswer import silent, torn, unexpected
 from encpipe.kms.said import after_colon, first_word
 from encpipe.transport import refused_server
 
@@ -223,26 +224,16 @@ def _from_credentials(error: auth.GoogleAuthError, request: Request) -> EncpipeE
 
 
 def _from_connection(error: BaseException, request: Request) -> EncpipeError:
-    name = type(error).__name__
     if isinstance(error, requests.TooManyRedirects):
         return KmsError(
             f"{request.endpoint} sends us to another server, and redirects are not followed",
             hint="name the right endpoint_url in the configuration",
         )
     if isinstance(error, READ_ERRORS):
-        return KmsUnavailableError(
-            f"the answer to {request.action} from {request.endpoint} cannot be read: {name}",
-            hint="is this Google Cloud KMS? a proxy between may have cut the answer",
-        )
+        return torn(request.action, request.endpoint, "Google Cloud KMS", error)
     if isinstance(error, OSError):  # as the other errors of requests are
-        return KmsUnavailableError(
-            f"no answer to {request.action} from {request.endpoint}: {name}",
-            hint="check the network and the endpoint; wrapped keys are safe",
-        )
-    return KmsError(
-        f"{request.action} on {request.uri} failed: {name}",
-        hint="the SDK met what it does not expect: pip install -U 'encpipe[gcp]', and report it if it stays",
-    )
+        return silent(request.action, request.endpoint, error)
+    return unexpected(request.action, request.uri, "gcp", error)
 
 
 def _word(value: object) -> str:

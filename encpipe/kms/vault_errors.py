@@ -22,6 +22,7 @@ from encpipe.errors import (
     KmsUnavailableError,
     UnwrapError,
 )
+from encpipe.kms.noanswer import silent, torn, unexpected
 from encpipe.kms.said import printable
 from encpipe.transport import refused_server
 
@@ -160,21 +161,14 @@ def from_client(error: BaseException, request: Request) -> EncpipeError:
         return error
     if (refused := refused_server(request.address, error)) is not None:
         return refused
-    name = type(error).__name__
     if isinstance(error, (requests.RequestException, OSError)):
-        return KmsUnavailableError(
-            f"no answer to {request.path} from {request.server}: {name}",
-            hint="check the network and the address; wrapped keys are safe",
-        )
-    return KmsError(f"{request.path} for {request.subject} failed: {name}")
+        return silent(request.path, request.server, error)
+    return unexpected(request.path, request.subject, "vault", error)
 
 
 def unreadable(request: Request) -> KmsUnavailableError:
     """For a success whose body is not what Vault sends."""
-    return KmsUnavailableError(
-        f"the answer to {request.path} from {request.server} cannot be read",
-        hint="is this Vault or OpenBao? a proxy between may have cut the answer",
-    )
+    return torn(request.path, request.server, "Vault or OpenBao")
 
 
 def _shown(said: Sequence[str] | None, request: Request) -> str:
