@@ -19,6 +19,7 @@ from encpipe.keys import WrappedKey
 from encpipe.kms.registry import MasterKeys
 from encpipe.lifecycle.due import age_of, why_due
 from encpipe.manifest import KekRecord, Manifest
+from encpipe.negotiation import Negotiated
 from encpipe.state import State, load_state, read_manifest
 
 
@@ -103,6 +104,8 @@ class Inspection:
     authenticated: bool
     contents: Contents | None
     why_no_contents: str
+    connection: Negotiated | None
+    """With the storage, where TLS leads to it."""
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -159,7 +162,15 @@ def _inspection(access: Access, found: Manifest, contents: Contents | None, why:
         authenticated=contents is not None,
         contents=contents,
         why_no_contents=why,
+        connection=_connection(access),
     )
+
+
+def _connection(access: Access) -> Negotiated | None:
+    try:
+        return access.storage.negotiated()
+    except EncpipeError:  # the manifest came from there a moment ago: whoever needs to know why asks `doctor`
+        return None
 
 
 def _kek_info(access: Access, found: Manifest, kek: KekRecord) -> KekInfo:

@@ -1,6 +1,8 @@
-"""What `encpipe doctor` finds out: packages, configuration, keyring, and what keeps plaintext in memory here.
+"""What `encpipe doctor` finds out: packages, configuration, keyring, connections, and what keeps plaintext in
+memory here.
 
-Asks for no passphrase, unlocks no keyring, calls no key service and no storage, and changes nothing.
+Asks for no passphrase, unlocks no keyring, and changes nothing. Connects to key services and storage that the
+configuration names, and sends them no request.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from encpipe.checkup.connections import check_connections
 from encpipe.checkup.finding import Finding, Level
 from encpipe.checkup.memory import check_machine
 from encpipe.checkup.setup import check_configuration, check_packages
@@ -40,10 +43,17 @@ class Checkup:
 def check_up(
     config_file: Path | None = None, *, env: Mapping[str, str] = os.environ, machine: Machine | None = None
 ) -> Checkup:
-    """Look at everything; takes a fraction of a second. A fault is a finding: nothing of it is raised.
+    """Look at everything; takes a fraction of a second, and longer where a server does not answer.
+
+    A fault is a finding: nothing of it is raised.
 
     `config_file` and `env` count as in `load_config`.
     """
     machine = machine or Machine()
-    parts = (check_packages(), check_configuration(config_file, env), check_machine(machine, env))
+    parts = (
+        check_packages(),
+        check_configuration(config_file, env),
+        check_connections(config_file, env),
+        check_machine(machine, env),
+    )
     return Checkup(tuple(finding for part in parts for finding in part))

@@ -22,9 +22,10 @@ STYLES: Final = {"ok": "green", "note": "cyan", "warn": "yellow", "fail": "bold 
 
 
 def doctor(config: opt.ConfigFile = None, json: opt.Json = False) -> None:
-    """Look at this machine: packages, configuration, keyring, and what keeps plaintext in memory here.
+    """Look at this machine: packages, configuration, keyring, connections, and what keeps plaintext in memory.
 
-    Asks for no passphrase and calls no key service. Exits with 1 when something cannot work.
+    Asks for no passphrase. Connects to the servers that the configuration names, and asks them nothing. Exits
+    with 1 when something cannot work.
     """
     from encpipe.checkup import check_up
 

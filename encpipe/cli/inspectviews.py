@@ -29,6 +29,8 @@ def inspect_view(found: Inspection) -> list[Part]:
         ("core", found.core_digest),
         ("manifest", proof),
     ]
+    if found.connection is not None:
+        rows.append(("connection", str(found.connection)))
     rows += [("signed by", f"{s.signer}{'' if s.trusted else ' (not trusted)'}") for s in found.signers]
     if found.retained_generations:
         rows.append(("also readable", "generation " + ", ".join(map(str, found.retained_generations))))

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from encpipe.errors import StorageError
+from encpipe.negotiation import Negotiated
 
 _PIECE_BYTES: Final = 4 << 20
 
@@ -182,6 +183,13 @@ class Storage(ABC):
 
     def drop_upload(self, upload: UnfinishedUpload) -> None:  # noqa: B027 - most back ends have no uploads
         """Remove what an upload left; none there is no error. Its writer, if alive, gets an error."""
+
+    def negotiated(self) -> Negotiated | None:
+        """What a TLS connection to this storage comes to; None where it is reached without TLS.
+
+        Raises as `encpipe.negotiation.negotiated` does.
+        """
+        return None
 
     def close(self) -> None:  # noqa: B027 - most back ends have nothing to release
         """Release connections. The storage is not used afterwards."""

@@ -22,6 +22,7 @@ from pyarrow import fs
 
 from encpipe.config import Config
 from encpipe.errors import ConfigError, ConflictError, EncpipeError, StorageError
+from encpipe.negotiation import Negotiated, negotiated
 from encpipe.storage import s3_stale, s3_versions
 from encpipe.storage.base import ObjectInfo, OldVersion, Storage, UnfinishedUpload
 from encpipe.storage.paths import (
@@ -232,6 +233,10 @@ class S3Storage(Storage):
 
     def drop_upload(self, upload: UnfinishedUpload) -> None:
         s3_stale.drop(self._objects, upload)
+
+    def negotiated(self) -> Negotiated | None:
+        endpoint = self._connection.endpoint
+        return negotiated(endpoint, self._connection.tls) if endpoint.startswith("https:") else None
 
     def close(self) -> None:
         self._connection.client.close()

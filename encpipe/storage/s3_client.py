@@ -111,11 +111,11 @@ class Connection:
     """One client and what Arrow needs to reach the same place. Making one does no I/O."""
 
     def __init__(self, options: S3Options, tls: TlsConfig) -> None:
-        self._options, self._tls = options, options.tls(tls)
+        self._options, self.tls = options, options.tls(tls)
         self.client = self._make_client()
         self.endpoint = self.client.meta.endpoint_url
-        transport.check_endpoint(self.endpoint, self._tls)
-        transport.pin_host(self.client, self._tls)
+        transport.check_endpoint(self.endpoint, self.tls)
+        transport.pin_host(self.client, self.tls)
         self.client.meta.events.register_first("needs-retry.s3", self._refuse_redirect)
         self._lock = threading.Lock()
         self._arrow: tuple[object, fs.S3FileSystem] | None = None
@@ -128,7 +128,7 @@ class Connection:
         session token, except in `_NO_REDIRECTS`; elsewhere only AWS itself is trusted not to send it away.
         """
         stays = self._region == _FIRST_REGION or self._host.endswith(_AWS_HOSTS)
-        return stays and self._tls.client_cert is None
+        return stays and self.tls.client_cert is None
 
     @property
     def _region(self) -> str:
@@ -151,7 +151,7 @@ class Connection:
         options = self._options
         settings = transport.botocore_settings(
             options.endpoint_url,
-            self._tls,
+            self.tls,
             connect_timeout=CONNECT_SECONDS,
             read_timeout=READ_SECONDS,
             max_attempts=MAX_ATTEMPTS,
@@ -175,7 +175,7 @@ class Connection:
             return self._session.client(
                 "s3",
                 endpoint_url=options.endpoint_url,
-                verify=transport.botocore_verify(self._tls),
+                verify=transport.botocore_verify(self.tls),
                 config=botocore.config.Config(**settings),
             )
         except (botocore.exceptions.BotoCoreError, ValueError) as error:
@@ -190,7 +190,7 @@ class Connection:
 
         A file system handed out earlier keeps the credentials it was made with.
         """
-        transport.announce(self.endpoint, self._tls)
+        transport.announce(self.endpoint, self.tls)
         frozen = None
         if not self._options.anon:
             found = self._session.get_credentials()
@@ -207,7 +207,7 @@ class Connection:
         host = self._host
         proxies = botocore.utils.get_environ_proxies(self.endpoint)
         proxy = None if parts.scheme == "http" or transport.is_loopback(host) else proxies.get("https")
-        ca = transport.ca_bundle(self._tls)
+        ca = transport.ca_bundle(self.tls)
         virtual = host.endswith(_AWS_HOSTS) if self._style() == "auto" else self._style() == "virtual"
         keys = (
             {}

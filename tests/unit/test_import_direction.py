@@ -27,7 +27,7 @@ LAYERS = """
     state  statekeys  journal
     parquet  layouts  storage  sources  pins  access
     keyring  deks
-    kms  transport  manifest  filelist  core  signing  signingkeys  partitionkeks
+    kms  transport  negotiation  manifest  filelist  core  signing  signingkeys  partitionkeks
     audit  failedtries
     config  configparts  configtable
     policy  strictjson
