@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from encpipe.cli import audit, doctor, gc, init, keys, lifecycle, read, shred, sign, write
+from encpipe.cli import audit, doctor, gc, init, keys, lifecycle, read, serve, shred, sign, write
 from encpipe.cli.program import Program, with_examples
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ app.command("revoke", cls=with_examples(lifecycle.REVOKE_EXAMPLES))(lifecycle.re
 app.command("shred", cls=with_examples(shred.EXAMPLES))(shred.shred)
 app.command("gc", cls=with_examples(gc.GC_EXAMPLES))(gc.gc)
 app.add_typer(audit.app, name="audit")
+app.command("serve", cls=with_examples(serve.EXAMPLES))(serve.serve)
 app.command("doctor", cls=with_examples(doctor.DOCTOR_EXAMPLES))(doctor.doctor)
 
 

@@ -22,6 +22,7 @@ HEAD_EXAMPLES = """
 encpipe head encrypted/flights
 encpipe head s3://bucket/flights -n 3 --select origin,dest,arr_delay
 encpipe head encrypted/flights --on-missing-key null
+encpipe head grpc+tls://gateway.example.org:8815/flights
 """
 VERIFY_EXAMPLES = """
 encpipe verify encrypted/flights
@@ -154,6 +155,15 @@ def head(
 
     settings = opt.settings(config, storage_option)
     columns = opt.parse_names(select)
+    if url.startswith("grpc+tls://"):
+        if expect_dataset or min_generation or storage_option or integrity is Integrity.file_hash:
+            raise ConfigError(
+                "the dataset behind a gateway is checked by the gateway, not here",
+                hint="leave out --expect-dataset, --min-generation, --integrity and --storage-option",
+                code="usage",
+            )
+        _head_of_gateway(settings, url, rows, columns, json=json)
+        return
     with open_dataset(
         url,
         config=settings.config,
@@ -174,6 +184,19 @@ def head(
     nulls = on_missing_key is OnMissingKey.null
     payload = rows_payload(table, total, missing)
     make_output(json=json).result(payload, lambda: rows_view(table, total, missing, nulls=nulls))
+
+
+def _head_of_gateway(
+    settings: opt.Settings, url: str, rows: int, columns: list[str] | None, *, json: bool
+) -> None:
+    from encpipe.cli.views import rows_payload, rows_view
+    from encpipe.gateway.client import open_gateway
+
+    with open_gateway(url, config=settings.config) as dataset:
+        table, total = dataset.head(rows, columns), dataset.num_rows
+    make_output(json=json).result(
+        rows_payload(table, total, ()), lambda: rows_view(table, total, (), nulls=False)
+    )
 
 
 def verify(

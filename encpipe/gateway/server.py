@@ -100,6 +100,16 @@ class Gateway:
         gateway._server.start()
         return gateway
 
+    @property
+    def address(self) -> str:
+        """HOST:PORT."""
+        return f"{self._settings.listen.rpartition(':')[0]}:{self.port}"
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The public names of what is served."""
+        return tuple(self._settings.datasets)
+
     def reload(self) -> None:
         """Take rules and certificates from the configuration file as it is now.
 
@@ -116,11 +126,14 @@ class Gateway:
         self._service.use(found.rules)
 
     def stop(self, grace: float | None = None) -> None:
-        """Take no new streams, give those under way `grace` seconds (default: `drain_seconds`), then end."""
+        """Take no new streams, give those under way `grace` seconds (default: `drain_seconds`), then end.
+
+        May be called again, with less grace.
+        """
         self._service.draining = True
+        self._server.stop(self._settings.drain_seconds if grace is None else grace).wait()
         with self._stopping:
             if not self._stopped.is_set():
-                self._server.stop(self._settings.drain_seconds if grace is None else grace).wait()
                 self._service.close()
                 self._stopped.set()
 

@@ -69,6 +69,7 @@ FROZEN: dict[str, set[str]] = {
         *("--verify-report", "--dry-run", "--storage-option", "--config", "--json"),
     },
     "gc": {"URL", "--keep", "--older-than", "--grace", "--dry-run", *READ},
+    "serve": {"--config", "--json"},
     "audit": set(),
     "audit verify": {"FILE", "--head", "--config", "--json"},
     "doctor": {"--config", "--json"},
