@@ -22,7 +22,7 @@ STYLES: Final = {"ok": "green", "note": "cyan", "warn": "yellow", "fail": "bold 
 
 
 def doctor(config: opt.ConfigFile = None, json: opt.Json = False) -> None:
-    """Look at this machine: packages, configuration, keyring, connections, and what keeps plaintext in memory.
+    """Look at this machine: packages, configuration, keyring, connections, and what keeps plaintext in it.
 
     Asks for no passphrase. Connects to the servers that the configuration names, and asks them nothing. Exits
     with 1 when something cannot work.
