@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from encpipe import aead, filelist, manifest, strictjson
+from encpipe import aead, manifest, strictjson
 from encpipe.aead import Label
 from encpipe.errors import (
     DecryptionError,
@@ -28,21 +28,18 @@ from encpipe.errors import (
     SignatureError,
     StorageError,
 )
-from encpipe.filelist import FileEntry
 from encpipe.keys import KEY_NAME, Secret, WrappedKey
 from encpipe.manifest import KekRecord
-from encpipe.partitionkeks import PartitionKek, parse_partition_kek
 from encpipe.signing import SigningKey
 from encpipe.storage import Storage
 from encpipe.strictjson import Fields
 
 FOLDER: Final = "_encpipe/pending/"
 MAX_JOURNAL_BYTES: Final = 16 << 20
-MAX_RECORD_BYTES: Final = 16 << 20
 _CORE_DIGEST: Final = re.compile(r"(?:[0-9a-f]{64})?")
 _WRITER_ID: Final = re.compile(r"[0-9a-f]{32}")
-_RECORD: Final = re.compile(r"(0|[1-9][0-9]{0,9})\.sealed")
-_HINT: Final = "start the write anew with --restart"
+RESTART_HINT: Final = "start the write anew with --restart"
+"""What helps where a stopped write cannot be gone on with."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ class SealedJournal:
         except DecryptionError:
             raise ManifestError(
                 "the journal of a stopped write does not open: it was edited",
-                hint=_HINT,
+                hint=RESTART_HINT,
                 code="journal",
             ) from None
         body_json = strictjson.loads(body, what="a journal", code="journal")
@@ -136,7 +133,7 @@ class SealedJournal:
         signature = fields.text("signature") if "signature" in body_json else ""
         opened = replace(self.journal, digest=fields.sha256("digest"), signature=signature)
         if key is not None:
-            _check_signature(key, opened.writer_id, opened._signed(), signature)
+            check_signature(key, opened.writer_id, opened._signed(), signature)
         return opened
 
 
@@ -148,13 +145,13 @@ def _aad(public: Mapping[str, Any]) -> bytes:
     return aead.encode_aad(Label.JOURNAL, hashlib.sha256(strictjson.dumps(public)).digest())
 
 
-def _check_signature(key: SigningKey, writer_id: str, signed: bytes, signature: str) -> None:
+def check_signature(key: SigningKey, writer_id: str, signed: bytes, signature: str) -> None:
     try:
         key.check_journal(writer_id, signed, signature)
     except SignatureError:
         raise SignatureError(
             f"a stopped write was not signed by {key.signer}, and this call signs what it goes on with",
-            hint=f"go on as the one who began it, or {_HINT}",
+            hint=f"go on as the one who began it, or {RESTART_HINT}",
         ) from None
 
 
@@ -180,81 +177,6 @@ def parse(data: bytes) -> SealedJournal:
         fields.refuse("has no KEK for its footer key")
     public = {name: value for name, value in raw.items() if name != "sealed"}
     return SealedJournal(journal, public, fields.data("sealed", limit=MAX_JOURNAL_BYTES))
-
-
-class Records:
-    """The records of a journal's finished files, by position in the source."""
-
-    def __init__(
-        self, storage: Storage, journal: Journal, footer_kek: Secret, key: SigningKey | None = None
-    ) -> None:
-        self._storage, self._journal = storage, journal
-        self._footer_kek, self._signing_key = footer_kek, key
-        self.partition_keks: dict[str, PartitionKek] = {}
-        """What the write has made, by id, as far as records of files under them were read or added here."""
-
-    def _path(self, n: int) -> str:
-        return f"{self._journal.folder}{n}.sealed"
-
-    def _key(self, n: int) -> Secret:
-        context = bytes.fromhex(self._journal.writer_id) + n.to_bytes(8, "big")
-        return aead.derive(self._footer_kek, Label.JOURNAL_FILE, context)
-
-    def _aad(self, n: int) -> bytes:
-        ids = (bytes.fromhex(self._journal.dataset_id), bytes.fromhex(self._journal.writer_id))
-        return aead.encode_aad(Label.JOURNAL_FILE, *ids, n.to_bytes(8, "big"))
-
-    def add(self, n: int, entry: FileEntry, made: Iterable[PartitionKek] = ()) -> None:
-        """Record that file `n` of the source is finished, and its partition KEKs that the write made.
-
-        Raises `EncpipeError` `unsupported` for an entry that could not be read again.
-        """
-        keks = [kek.as_json() for kek in made]
-        plaintext = strictjson.dumps({**entry.as_json(), **({"made": keks} if keks else {})})
-        try:
-            self._parse(plaintext, tuple(entry.partition))
-        except ManifestError as error:
-            raise EncpipeError(
-                f"the file list cannot hold {entry.path[:200]!r}: {error.message}", code="unsupported"
-            ) from None
-        aad = self._aad(n)
-        if self._signing_key is not None:
-            signature = self._signing_key.sign_journal(self._journal.writer_id, aad + plaintext)
-            plaintext += b"\n" + signature.encode()
-        self._storage.create(self._path(n), aead.seal(self._key(n), plaintext, aad=aad))
-
-    def read(self, n: int, partitions: tuple[str, ...]) -> FileEntry:
-        """The entry of file `n`. Raises `ManifestError` `journal` for an edited one, or `SignatureError`."""
-        sealed, aad = self._storage.read(self._path(n), limit=MAX_RECORD_BYTES), self._aad(n)
-        try:
-            plaintext = aead.open_sealed(self._key(n), sealed, aad=aad)
-        except DecryptionError:
-            raise ManifestError(
-                f"record {n} of a stopped write does not open: it was edited",
-                hint=_HINT,
-                code="journal",
-            ) from None
-        described, _, signature = plaintext.partition(b"\n")
-        if self._signing_key is not None:
-            text = signature.decode("ascii", "replace")
-            _check_signature(self._signing_key, self._journal.writer_id, aad + described, text)
-        return self._parse(described, partitions)
-
-    def _parse(self, plaintext: bytes, partitions: tuple[str, ...]) -> FileEntry:
-        raw = strictjson.loads(plaintext, what="a journal record", code="journal")
-        fields = Fields(raw, what="a journal record", code="journal")
-        keks = fields.array("made", limit=MAX_RECORD_BYTES) if fields.has("made") else []
-        for kek in [parse_partition_kek(item, code="journal") for item in keks]:
-            self.partition_keks[kek.id] = kek
-        raw.pop("made", None)
-        return filelist.parse_entry(raw, partitions)
-
-    def numbers(self) -> Iterator[int]:
-        """The files that are recorded. Objects of other names are left alone."""
-        for info in self._storage.list(self._journal.folder):
-            name = _RECORD.fullmatch(info.path.removeprefix(self._journal.folder))
-            if name is not None:
-                yield int(name[1])
 
 
 def journal_path(writer_id: str) -> str:
@@ -284,7 +206,7 @@ def load(storage: Storage, writer_id: str) -> SealedJournal:
     """A writer's journal. Raises `ManifestError` `journal`, or `StorageError` when it is gone."""
     found = parse(storage.read(journal_path(writer_id), limit=MAX_JOURNAL_BYTES))
     if found.journal.writer_id != writer_id:
-        raise ManifestError("a journal stands in another writer's folder", hint=_HINT, code="journal")
+        raise ManifestError("a journal stands in another writer's folder", hint=RESTART_HINT, code="journal")
     return found
 
 

@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from encpipe.errors import EncpipeError, StorageError
 from encpipe.filelist import FileEntry
-from encpipe.journal import Records
 from encpipe.keyring import DatasetKeys
 from encpipe.keys import new_id
 from encpipe.layouts import NewLayouts
 from encpipe.parquet import Layout, Sealed, SealedWriter
+from encpipe.records import Records
 from encpipe.sources import SourceFile
 from encpipe.storage import Storage
 

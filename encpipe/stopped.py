@@ -21,10 +21,11 @@ from encpipe.errors import (
     StorageError,
 )
 from encpipe.filelist import FileEntry
-from encpipe.journal import Journal, Records, SealedJournal
+from encpipe.journal import Journal, SealedJournal
 from encpipe.keyring import DatasetKeys
 from encpipe.kms.registry import MasterKeys
 from encpipe.manifest import check_commitment
+from encpipe.records import Records
 from encpipe.signing import SigningKey
 from encpipe.state import State
 from encpipe.storage import Storage

@@ -15,8 +15,9 @@ from encpipe.audit import Event, Facts
 from encpipe.commit import MAX_REBASES, Contents, Target, commit, partition_keks_of, rebased, same_shape
 from encpipe.errors import ConfigError, ConflictError, EncpipeError, StorageError
 from encpipe.filelist import FileEntry
-from encpipe.journal import Journal, Records
+from encpipe.journal import Journal
 from encpipe.keys import utc_now
+from encpipe.records import Records
 from encpipe.sealing import ProgressCallback, Tally, seal_all
 from encpipe.signing import WriterSigning
 from encpipe.sources import Source

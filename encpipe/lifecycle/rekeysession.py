@@ -14,8 +14,9 @@ from encpipe.access import Access
 from encpipe.audit import Event, Facts
 from encpipe.commit import Target, same_shape
 from encpipe.filelist import FileEntry, FileList
-from encpipe.journal import Journal, Records
+from encpipe.journal import Journal
 from encpipe.lifecycle.rekeysource import own_contents, own_source
+from encpipe.records import Records
 from encpipe.sealing import ProgressCallback
 from encpipe.signing import WriterSigning
 from encpipe.state import State, read_list

@@ -22,6 +22,7 @@ import encpipe
 from encpipe import Config, ConfigError, ConflictError, EncpipeError, MasterKeys, SignatureError
 from encpipe import journal as journals
 from encpipe.config import AuditConfig, SigningConfig, TrustConfig
+from encpipe.records import Records
 from encpipe.signing import create_key_file
 from encpipe.stopped import journal_keys
 from encpipe.storage.local import LocalStorage
@@ -244,7 +245,7 @@ def test_a_record_that_the_signer_did_not_sign_is_refused(
     (writer,) = journals.writers(storage)
     found = journals.load(storage, writer)
     kek = journal_keys(found, team.plain.keys).kek(found.journal.footer_kek_id)
-    records = journals.Records(storage, found.open(kek), kek)
+    records = Records(storage, found.open(kek), kek)
     entry = records.read(0, ())
     storage.delete(f"_encpipe/pending/{writer}/0.sealed")
     records.add(0, entry)

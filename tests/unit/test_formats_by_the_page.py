@@ -17,10 +17,11 @@ from encpipe import filelist
 from encpipe.config import Config
 from encpipe.deks import dek_commitment
 from encpipe.filelist import FileEntry, FileList
-from encpipe.journal import Journal, Records
+from encpipe.journal import Journal
 from encpipe.keys import new_id
 from encpipe.partitionkeks import PartitionKek
 from encpipe.policy import Policy
+from encpipe.records import Records
 from encpipe.storage import open_storage
 
 SIM = Specimen()

@@ -24,9 +24,9 @@ LAYERS = """
     stopped  writekeys  writedata
     sealing  commit  writereport
     handover
-    state  statekeys  journal
+    state  statekeys  journal  records
     parquet  layouts  storage  sources  pins  access
-    keyring  deks
+    keyring  heldkeks  deks
     kms  transport  negotiation  manifest  filelist  core  signing  signingkeys  partitionkeks
     audit  failedtries
     config  configparts  configtable

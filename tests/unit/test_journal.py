@@ -14,8 +14,9 @@ from encpipe import journal as journals
 from encpipe.config import Config
 from encpipe.errors import EncpipeError, FormatError, ManifestError, StorageError
 from encpipe.filelist import FileEntry
-from encpipe.journal import Journal, Records
+from encpipe.journal import Journal
 from encpipe.keys import Secret, WrappedKey, new_id
+from encpipe.records import Records
 from encpipe.storage import Storage, open_storage
 
 WRITER = "e" * 32
