@@ -6,6 +6,7 @@ The servers are observers on loopback. A flaw that a client overlooked would sho
 from __future__ import annotations
 
 import gc
+import json
 import os
 import socket
 import ssl
@@ -22,9 +23,10 @@ from pyarrow import fs
 from servers.azurekv import ENTRA, HSM_DOMAIN, TENANT, WRITER, FakeAzure, lookup
 from servers.ca import CertificateAuthority
 from servers.gcpkms import RING, make_account
-from servers.observer import Observer
+from servers.observer import Arrived, Observer
 from servers.process import HOST
 
+from encpipe import transport
 from encpipe.config import AuditConfig, Config, TlsConfig
 from encpipe.errors import ConfigError, EncpipeError, StorageError
 from encpipe.keys import KeyContext, Secret, WrappedKey
@@ -374,6 +376,55 @@ def test_both_clients_of_s3_tell_the_audit_log(scene: Scene, plain: Observer, tm
     for act in (lambda: storage.size("a"), lambda: storage.arrow_path("a")):
         assert isinstance(refused(act, "audit"), StorageError)
     assert len(plain.requests) == arrived
+
+
+INSTANCE: Final = "169.254.169.254"
+
+
+def test_link_local_addresses_give_credentials_and_nothing_else(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK gets the role of an instance over plain http, and sends what it asks of KMS to KMS."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name)
+    role = {"Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": "role-id", "SecretAccessKey": "role-secret"}
+    role |= {
+        "Token": "role-token",
+        "Expiration": "2099-01-01T00:00:00Z",
+        "LastUpdated": "2020-01-01T00:00:00Z",
+    }
+
+    def answer(arrived: Arrived) -> bytes:
+        if arrived.method == "PUT":
+            return b"session"
+        return json.dumps(role).encode() if arrived.path.endswith("/the-role") else b"the-role"
+
+    real = socket.getaddrinfo
+    with Observer(answer=answer) as instance, Observer(scene.ca.server().server_context()) as server:
+        monkeypatch.setattr(socket, "getaddrinfo", lookup(real, {INSTANCE: instance.port}))
+        refused(lambda: aws_kms(scene, server.url, TlsConfig(ca_file=scene.ca.path)))  # it answers 404
+    assert server.requests[0].headers["x-amz-security-token"] == "role-token"
+    assert {arrived.body for arrived in instance.requests} == {b""}
+    refused(lambda: aws_kms(scene, f"http://{INSTANCE}", TlsConfig()), "insecure-transport")
+
+
+def test_a_forked_child_tells_the_audit_log_anew(tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    tls, url = allowing(f"file:{log}"), f"http://{PLAIN}"
+    transport.announce(url, tls)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of a fork with threads
+        child = os.fork()
+    if child == 0:
+        transport.announce(url, tls)
+        transport.announce(url, tls)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    transport.announce(url, tls)
+    transport.announce(f"http://{PLAIN}:81", tls)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["target"] for line in lines] == [f"{url}:80", f"{url}:80", f"{url}:81"]
+    assert lines[0]["pid"] != lines[1]["pid"]
 
 
 def test_loopback_and_https_leave_no_line(scene: Scene, tmp_path: Path) -> None:

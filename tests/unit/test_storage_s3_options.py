@@ -161,6 +161,32 @@ def test_a_client_certificate_keeps_arrow_out(ca: CertificateAuthority) -> None:
     assert raised.value.code == "unsupported"
 
 
+@pytest.mark.parametrize(
+    ("options", "region"),
+    [
+        ({"endpoint_url": "https://storage.example.com"}, "aws-global"),
+        ({"endpoint_url": "https://storage.example.com", "region_name": "us-east-1"}, "aws-global"),
+        ({"endpoint_url": "https://storage.example.com", "region_name": "eu-west-1"}, None),
+        ({"endpoint_url": "https://amazonaws.com.example.com", "region_name": "eu-west-1"}, None),
+        ({"endpoint_url": "https://evilamazonaws.com", "region_name": "eu-west-1"}, None),
+        ({"region_name": "us-east-1"}, "aws-global"),
+        ({"region_name": "eu-west-1"}, "eu-west-1"),
+        ({"region_name": "cn-north-1"}, "cn-north-1"),
+    ],
+)
+def test_arrow_reads_where_it_follows_no_redirects_and_from_aws(
+    options: dict[str, Any], region: str | None
+) -> None:
+    """`aws-global` is the region in which it follows none (ADR 12)."""
+    storage = made(key="a", secret=SECRET, **options)
+    if region is None:
+        with pytest.raises(StorageError, match="redirects") as raised:
+            storage.arrow_path("x")
+        assert raised.value.code == "unsupported"
+    else:
+        assert storage.arrow_path("x")[0].__reduce__()[1][0]["region"] == region
+
+
 def test_without_boto3_the_hint_is_the_pip_command() -> None:
     code = """
 import sys
