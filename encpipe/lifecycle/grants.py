@@ -102,12 +102,11 @@ def revoke(
     report = change_keys(access, access.master_keys, _Revoke(uri), (key_name,), dry_run=dry_run)
     if not rekey:
         return report
-    stay = {wrapped.master_key for wrapped in found.wrappings[found.core.active(key_name).id]} - {uri}
     try:
         rekeyed = rekey_dataset(
             url,
             key_names=(key_name,),
-            to={key_name: sorted(stay)} if dry_run else None,
+            to=_staying(found, key_name, uri) if dry_run else None,
             workers=workers,
             dry_run=dry_run,
             progress=progress,
@@ -121,6 +120,14 @@ def revoke(
             error.hint = f"{error.hint}; {more}" if error.hint else more
         raise
     return replace(report, rekeyed=rekeyed)
+
+
+def _staying(found: Manifest, key_name: str, uri: str) -> dict[str, list[str]]:
+    """The master keys that would wrap a new KEK of the key name without `uri`."""
+    if key_name not in found.core.key_names:
+        return {}
+    wrappings = found.wrappings[found.core.active(key_name).id]
+    return {key_name: [wrapped.master_key for wrapped in wrappings if wrapped.master_key != uri]}
 
 
 class _Revoke:

@@ -26,8 +26,8 @@ WHOLE_REMOTE_BYTES: Final = 256 << 20
 """Files up to this size are read whole, and the bytes that were hashed are those that are decrypted. A larger
 one is hashed first and then read from the storage: memory stays bounded, and on a local disk it takes less
 time (measured on files of 200 MB: less work by a fifth)."""
-_READ_AHEAD: Final = 2
-"""Row groups that are decrypted at once where one file is read alone."""
+_READ_AHEAD: Final = 1
+"""Row groups that are decrypted at once, beside the one that is encrypted, where one file is read alone."""
 
 
 def own_contents(files: FileList) -> Contents:

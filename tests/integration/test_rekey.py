@@ -563,3 +563,11 @@ def test_nothing_is_committed_whose_line_was_not_taken(scene: Scene) -> None:
         rekey(scene)
     assert refused.value.code == "audit"
     assert scene.objects() == before
+
+
+def test_a_key_name_of_older_generations_only_has_nothing_to_encrypt_again(scene: Scene) -> None:
+    scene.write(people(0), overwrite=True, policy=Policy(), drop_column_keys=True)
+    encpipe.grant(scene.url, "pii", "memory:glass", **scene.access)
+    for dry_run in (True, False):
+        with pytest.raises(ConfigError, match="no key name 'pii'"):
+            revoke(scene, "memory:glass", dry_run=dry_run)
