@@ -6,11 +6,10 @@ needed, once for all threads, and checks it before it is used (commitment and co
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from encpipe.audit import Audit, Facts
 from encpipe.errors import (
@@ -23,6 +22,7 @@ from encpipe.errors import (
     UnwrapError,
 )
 from encpipe.failedtries import most_telling, unvouched
+from encpipe.heldkeks import Held, HeldKeks
 from encpipe.keys import KEY_BYTES, KeyContext, MasterKey, Secret, WrappedKey, is_public_key_wrap
 from encpipe.kms.deadline import one_deadline
 from encpipe.manifest import KekRecord
@@ -76,43 +76,6 @@ def make_kek(context: KeyContext, master_keys: Iterable[MasterKey]) -> NewKek:
     return NewKek(kek, wrappings)
 
 
-class _Held:
-    """One KEK of the dataset: its lock makes the unwrap single flight.
-
-    `failure` is what the last of `flights` raised, kept without its traceback, which holds keys.
-    """
-
-    def __init__(self, record: KekRecord) -> None:
-        self.record = record
-        self.lock = threading.Lock()
-        self.kek: Secret | None = None
-        self.opened_by: WrappedKey | None = None
-        self.since = 0.0
-        self.not_before = 0.0
-        self.flights = 0
-        self.failure: tuple[Callable[..., EncpipeError], tuple[Any, ...]] | None = None
-
-    def inherited(self) -> _Held:
-        """For a forked child: the KEK as old as it is, and a lock that no thread of the parent holds."""
-        made = _Held(self.record)
-        made.kek, made.since, made.not_before = self.kek, self.since, self.not_before
-        made.opened_by = self.opened_by
-        return made
-
-
-class _Process:
-    """What one process holds and counts."""
-
-    def __init__(self, held: Mapping[str, _Held]) -> None:
-        self.held = held
-        self.count = threading.Lock()
-        self.unwraps = 0
-        self.refusals = 0
-
-    def inherited(self) -> _Process:
-        return _Process({kek_id: held.inherited() for kek_id, held in self.held.items()})
-
-
 class DatasetKeys:
     """The KEKs of one dataset, unwrapped when needed and kept as long as this object lives.
 
@@ -140,7 +103,7 @@ class DatasetKeys:
     ) -> None:
         self._dataset_id = dataset_id
         self._process = PerProcess(
-            _Process({record.id: _Held(record) for record in records}), _Process.inherited
+            HeldKeks({record.id: Held(record) for record in records}), HeldKeks.inherited
         )
         self._wrappings = wrappings
         self._master_keys = master_keys
@@ -154,7 +117,7 @@ class DatasetKeys:
         """The KEKs of partitions, opened under those that are held here."""
 
     @property
-    def _held(self) -> Mapping[str, _Held]:
+    def _held(self) -> Mapping[str, Held]:
         return self._process.get().held
 
     @property
@@ -196,7 +159,7 @@ class DatasetKeys:
         some = tuple(wrappings)
         if self.opened_by(kek_id) not in some:
             with one_deadline():
-                self._open(_Held(self._held[kek_id].record), some)
+                self._open(Held(self._held[kek_id].record), some)
 
     def kek(self, kek_id: str) -> Secret:
         """The KEK of this id; that of a partition is opened under its parent, and asked for with it.
@@ -220,11 +183,11 @@ class DatasetKeys:
             assert held.kek is not None
             return held.kek
 
-    def _is_due(self, held: _Held) -> bool:
+    def _is_due(self, held: Held) -> bool:
         now = self._clock()
         return self.max_age is not None and now - held.since > self.max_age and now >= held.not_before
 
-    def _ask(self, held: _Held) -> None:
+    def _ask(self, held: Held) -> None:
         held.failure = None
         try:
             held.kek = self._unwrap(held)
@@ -238,13 +201,13 @@ class DatasetKeys:
         finally:
             held.flights += 1
 
-    def _bridge(self, held: _Held) -> bool:
+    def _bridge(self, held: Held) -> bool:
         """Whether a KEK past its age may serve on in an outage, and until when it is not asked for again."""
         now, end = self._clock(), held.since + (self.max_age or 0.0) + self.grace
         held.not_before = min(now + RENEWAL_PAUSE_SECONDS, end)
         return now <= end
 
-    def _unwrap(self, held: _Held) -> Secret:
+    def _unwrap(self, held: Held) -> Secret:
         tried = self._wrappings.get(held.record.id)
         with one_deadline():
             try:
@@ -265,7 +228,7 @@ class DatasetKeys:
         self._wrappings = {**self._wrappings, **newer}
         return True
 
-    def _open(self, held: _Held, tried: Iterable[WrappedKey]) -> Secret:
+    def _open(self, held: Held, tried: Iterable[WrappedKey]) -> Secret:
         record = held.record
         wrappings = sorted(
             tried,
