@@ -60,6 +60,7 @@ _OPTIONS: Final = (
     ("grpc.max_send_message_length", -1),
     ("grpc.keepalive_time_ms", 30_000),  # a client that is gone gives its stream back
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.max_connection_age_ms", 3_600_000),  # then a client shows its certificate anew; streams end well
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
 

@@ -232,7 +232,7 @@ def read_error(text: str) -> EncpipeError | None:
         return None
     try:
         told = json.JSONDecoder().raw_decode(text, start)[0]["encpipe"]
-        kind, code = getattr(errors, str(told["kind"]), None), told["code"]
+        kind, code = getattr(errors, str(told["kind"]), None), str(told["code"])
         message, hint = str(told["message"])[:2000], str(told["hint"])[:2000]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
