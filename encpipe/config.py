@@ -50,8 +50,8 @@ SINK_FORMS: Final = ("file:PATH", "stderr", "logger:NAME")
 
 @dataclass(frozen=True)
 class Config:
-    """One configuration. `kms` and `storage` hold the tables `kms.*` and `storage.*` by name; `gateway` is for
-    `encpipe serve`, which checks it."""
+    """One configuration. `kms` and `storage` hold the tables `kms.*` and `storage.*` by name; `encpipe serve`
+    checks `gateway`."""
 
     keyring: KeyringConfig = field(default_factory=KeyringConfig)
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
