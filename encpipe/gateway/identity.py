@@ -2,7 +2,7 @@
 
 The certificate was checked by TLS (chain, dates, proof of its key). What TLS does not check is the *kind* of
 a name: the text `spiffe://example.org/trainer` may stand in a DNS name, an e-mail address or, without any
-alternative name, in the common name, and many CAs let the asker choose those (docs/adr/0012).
+alternative name, in the common name, and many CAs let the asker choose those (docs/adr/0013).
 """
 
 from __future__ import annotations

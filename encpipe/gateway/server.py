@@ -1,7 +1,7 @@
 """The gateway's server: Arrow Flight over mutual TLS, on gRPC's own Python server.
 
 PyArrow's Flight server tells of a client only the text of its first alternative name, of whatever kind, or
-its common name; gRPC's tells the certificate (docs/adr/0012). It also takes new ones without a restart.
+its common name; gRPC's tells the certificate (docs/adr/0013). It also takes new ones without a restart.
 """
 
 from __future__ import annotations
