@@ -21,7 +21,7 @@ def test_the_page_does_what_it_shows(tmp_path: Path) -> None:
         pq.write_table(pa.table({"distance": [1, 2], "tailnum": ["a", "b"]}), folder / "part.parquet")
     run(["encpipe", "init", "--key", "pii=local:pii", "--key-file", "encpipe.key"], tmp_path)
     found = BLOCK.findall(PAGE.read_text())
-    assert len(found) == 7
+    assert len(found) == 6
     setting = ""
     for language, block in found:
         if language == "python":
