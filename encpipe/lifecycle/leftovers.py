@@ -18,7 +18,6 @@ from encpipe.audit import Facts
 from encpipe.errors import ConfigError, ConflictError, IntegrityError, KmsError, StorageError
 from encpipe.journal import Journal
 from encpipe.keyring import DatasetKeys
-from encpipe.keys import WrappedKey
 from encpipe.kms.registry import MasterKeys
 from encpipe.lifecycle.keysline import (
     Changed,
@@ -30,6 +29,7 @@ from encpipe.lifecycle.keysline import (
     only,
     wrappings_told,
 )
+from encpipe.lifecycle.wrapped import may_be_torn, wrapped_in
 from encpipe.state import MANIFEST_PATH
 from encpipe.stopped import journal_keys
 from encpipe.storage import Storage
@@ -136,14 +136,14 @@ def leftovers(
                 found[Leftover(place, "", "", "", f"{what}, not looked at: {error.message}")] = None
             continue
         try:
-            wrappings = tuple(_wrappings_in(data))
+            _, wrappings = wrapped_in(data)
         except IntegrityError:
-            if _may_be_torn(place, data):
+            if may_be_torn(place, data):
                 found[Leftover(place, "", "", "", f"{what}, not readable")] = None
             continue
-        for name, wrapped in wrappings:
-            one = name, wrapped.master_key, wrapped.version
-            if _is_wanted(name, wanted) and one not in now and one not in made:
+        for record, wrapped in wrappings:
+            one = record.key_name, wrapped.master_key, wrapped.version
+            if _is_wanted(record.key_name, wanted) and one not in now and one not in made:
                 found[Leftover(place, *one, what)] = None
     return tuple(found)
 
@@ -168,26 +168,5 @@ def _copies(storage: Storage) -> Iterator[tuple[str, Callable[[], bytes], str]]:
         yield OUR_FOLDER, partial(_refused, error), "older versions"
 
 
-def _may_be_torn(place: str, data: bytes) -> bool:
-    """Whether what is neither manifest nor journal may have been one: those are text. Temp files of sealed
-    lists and records are called the same, and are none."""
-    return bool(data.strip(b"\0")) and ("/.tmp-" not in place or data.isascii())
-
-
 def _refused(error: StorageError) -> bytes:
     raise error
-
-
-def _wrappings_in(data: bytes) -> Iterator[tuple[str, WrappedKey]]:
-    """(key name, wrapping) for each that a manifest or a journal holds. Raises `IntegrityError` for anything
-    else."""
-    try:
-        found = manifest.parse(data)
-        records, wrappings = kek_records(found), found.wrappings
-    except IntegrityError:
-        journal = journals.parse(data).journal
-        records, wrappings = {record.id: record for record in journal.keks}, journal.wrappings
-    for kek_id, some in wrappings.items():
-        for wrapped in some:
-            if kek_id in records:
-                yield records[kek_id].key_name, wrapped

@@ -17,8 +17,9 @@ from encpipe import manifest
 from encpipe.core import KekRecord
 from encpipe.errors import ConflictError, IntegrityError, StorageError
 from encpipe.keys import WrappedKey
-from encpipe.lifecycle.keysline import Leftover, kek_records
+from encpipe.lifecycle.keysline import Leftover
 from encpipe.lifecycle.tombstone import Names
+from encpipe.lifecycle.wrapped import may_be_torn, wrapped_in
 from encpipe.state import MANIFEST_PATH
 from encpipe.storage import OldVersion, Storage
 
@@ -102,14 +103,16 @@ class Copies:
         for copy in self._all():
             why = self.failed.get(copy.place, copy.what)
             try:
-                doomed = self._doomed_in(copy.read())
-            except IntegrityError:
-                if copy.ours:
-                    found[Leftover(copy.place, "", "", "", f"{why}, not readable")] = None
-                continue
+                data = copy.read()
             except StorageError as error:
                 if error.code != "not-found":  # gone meanwhile is as good
                     found[Leftover(copy.place, "", "", "", f"{why}, not looked at: {error.message}")] = None
+                continue
+            try:
+                doomed = self._doomed_in(data)
+            except IntegrityError:
+                if copy.ours and may_be_torn(copy.place, data):
+                    found[Leftover(copy.place, "", "", "", f"{why}, not readable")] = None
                 continue
             for record, wrapped in doomed:
                 left = Leftover(copy.place, record.key_name, wrapped.master_key, wrapped.version, why)
@@ -162,23 +165,6 @@ class Copies:
         return Copy(
             place, old.path, "an older version", read, partial(self.storage.delete_version, old), True
         )
-
-
-def wrapped_in(data: bytes) -> tuple[str, list[tuple[KekRecord, WrappedKey]]]:
-    """Dataset id and wrappings in a manifest or a journal. Raises `IntegrityError` for anything else."""
-    try:
-        found = manifest.parse(data)
-        dataset_id, records, wrappings = found.core.dataset_id, kek_records(found), found.wrappings
-    except IntegrityError:
-        journal = journals.parse(data).journal
-        dataset_id, wrappings = journal.dataset_id, journal.wrappings
-        records = {record.id: record for record in journal.keks}
-    return dataset_id, [
-        (records[kek_id], wrapped)
-        for kek_id, some in wrappings.items()
-        if kek_id in records
-        for wrapped in some
-    ]
 
 
 def _what(path: str, *, ours: bool) -> str:
