@@ -69,8 +69,9 @@ def sign_dataset(
             raise signing.missing_key()
         pins = Pins(expect_dataset=expect_dataset, expect_core=expect_core)
         state = load_state(access.storage, access.master_keys, pins=pins, generation=generation, signers=())
-        for name in state.view.core.key_names:
-            state.keys.kek(state.view.core.active(name).id)  # checks the core MAC under it
+        for record in map(state.view.core.active, state.view.core.key_names):
+            if record.state != "shredded":
+                state.keys.kek(record.id)  # checks the core MAC under it
         known = signing.valid_signers(state.view)
         revision = state.manifest.revision
         core = state.view.core

@@ -307,6 +307,19 @@ def test_an_edited_report_is_refused(local: Scene, tmp_path: Path, field: str, v
         encpipe.verify_shred_report(edited, signers=[signer])
 
 
+def test_a_dataset_with_a_shredded_key_name_can_be_signed(local: Scene, tmp_path: Path) -> None:
+    shred(local, "pii")
+    signer = create_key_file(tmp_path / "signer.pem")
+    local.config = replace(local.config, signing=SigningConfig(tmp_path / "signer.pem"))
+    assert encpipe.sign_dataset(local.url, **local.access).signers == (signer,)
+
+
+def test_a_temp_file_of_what_is_sealed_is_no_torn_manifest(local: Scene) -> None:
+    sealed = next((local.folder / "_encpipe").glob("files-2-*")).read_bytes()
+    (local.folder / "_encpipe" / ".tmp-0123").write_bytes(sealed)
+    assert shred(local, "pii").verdict == "removed"
+
+
 def test_an_unsigned_report_and_that_of_a_stranger_are_refused(local: Scene, tmp_path: Path) -> None:
     shred(local).save(tmp_path / "report.json")
     signer = create_key_file(tmp_path / "signer.pem")
