@@ -10,20 +10,25 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from encpipe.dataset import Dataset
-from encpipe.errors import KmsUnavailableError, StaleDatasetError, StorageError
+from encpipe.errors import EncpipeError, StaleDatasetError
 
 LOG = logging.getLogger("encpipe.gateway")
 KEPT_STATES: Final = 4
 """States of one dataset that stay open, so that who began with one can end with it."""
 
+BRIDGED_SECONDS: Final = 3600.0
+"""How long an outage of storage or key service is bridged; then what is open is given to nobody any more."""
+OUTAGES: Final = ("kms-unavailable", "storage-unavailable")
+
 
 @dataclass
 class _Entry:
-    """One dataset: its states, the newest last, and when it was looked at."""
+    """One dataset: its states, the newest last, when it was looked at, and when with success."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     states: list[Dataset] = field(default_factory=list)
     looked: float = 0.0
+    seen: float = 0.0
 
 
 class Catalog:
@@ -45,7 +50,7 @@ class Catalog:
         """The newest state of a dataset, or the one that `core` names.
 
         Raises `StaleDatasetError` for a state that is open no more, and what `open_dataset` raises; an outage
-        is bridged with the state that is open.
+        is bridged for `BRIDGED_SECONDS` with the states that are open.
         """
         entry = self._entries[name]
         with entry.lock:
@@ -62,16 +67,17 @@ class Catalog:
         )
 
     def _look(self, name: str, entry: _Entry) -> None:
+        now = self._clock()
         try:
             found = self._opener(self._urls[name])
-        except (KmsUnavailableError, StorageError) as error:
-            if not entry.states:
+        except EncpipeError as error:
+            if error.code not in OUTAGES or not entry.states or now - entry.seen > BRIDGED_SECONDS:
                 raise
             LOG.warning("dataset %s cannot be looked at: %s", name, error.code)
         else:
             others = [state for state in entry.states if state.core_digest != found.core_digest]
-            entry.states = [*others, found][-KEPT_STATES:]
-        entry.looked = self._clock()
+            entry.states, entry.seen = [*others, found][-KEPT_STATES:], now
+        entry.looked = now
 
     def close(self) -> None:
         """Close what is open; nothing may be streaming."""

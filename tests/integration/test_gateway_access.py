@@ -21,6 +21,7 @@ from encpipe.config import Config, TlsConfig
 from encpipe.errors import ConfigError, EncpipeError, StorageError
 from encpipe.gateway import wire
 from encpipe.gateway.server import Gateway
+from encpipe.gateway.telling import RefusedError
 
 JFK = [["origin", "=", "JFK"]]
 NO_JFK_IN = "the row groups that hold a row of JFK are every fourth"
@@ -316,14 +317,21 @@ def changed(here: GatewayScene, *rules: dict[str, object]) -> object:
     return parse_rules(list(rules), ["flights"], "test")
 
 
-def test_a_rule_that_is_taken_away_ends_a_stream_under_way(here: GatewayScene) -> None:
-    with here.serve(rule(), batch_bytes=1024, parallel=1) as gateway, here.open() as dataset:
-        batches = iter(dataset.scan(["row", "name"]))
-        next(batches)
-        gateway._service.use(changed(here, rule(OTHER)))
-        with pytest.raises(StorageError) as refused:
-            list(batches)
-        assert code(refused) == "not-found"
+@pytest.mark.parametrize(
+    ("later", "refused_as"), [(rule(OTHER), "not-found"), (rule(filter=JFK), "ticket")], ids=["none", "fewer"]
+)
+def test_a_rule_that_changes_ends_a_stream_under_way(
+    here: GatewayScene, later: dict[str, object], refused_as: str
+) -> None:
+    with here.serve(rule(), parallel=1) as gateway:
+        service = gateway._service
+        ticket = service.info(TRAINER, b'{"v":1,"dataset":"flights"}').parts[0].ticket
+        stream = service.stream(TRAINER, ticket)
+        next(stream), next(stream)
+        service.use(changed(here, later))
+        with pytest.raises(RefusedError) as refused:
+            next(stream)
+        assert refused.value.error.code == refused_as
 
 
 # --- requests that are none

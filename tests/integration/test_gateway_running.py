@@ -211,6 +211,27 @@ def test_a_stop_lets_a_stream_end_and_takes_no_other(here: GatewayScene) -> None
         assert not ending.is_alive()
 
 
+def test_a_gateway_that_ends_says_so(here: GatewayScene) -> None:
+    with here.serve(rule()) as gateway, here.open() as dataset:
+        assert dataset.health() == "serving"
+        gateway._service.draining = True
+        assert dataset.health() == "draining"
+        with pytest.raises(StorageError) as refused:
+            dataset.to_table()
+        assert refused.value.code == "gateway-busy"
+
+
+def test_a_key_that_others_can_read_is_refused(here: GatewayScene) -> None:
+    server = here.ca.server()
+    server.key.chmod(0o644)
+    with (
+        pytest.raises(ConfigError) as refused,
+        here.serve(rule(), certificate=str(server.cert), key=str(server.key)),
+    ):
+        pass
+    assert refused.value.code == "keyring-permissions"
+
+
 def test_a_second_gateway_does_not_get_the_port(here: GatewayScene) -> None:
     with here.serve(rule()) as gateway:
         address = f"127.0.0.1:{gateway.port}"
