@@ -400,3 +400,25 @@ def test_a_live_rekey_keeps_its_base_from_gc(scene: Scene, monkeypatch: pytest.M
         again(scene)
     assert ids(scene.table()) == OLD
     assert journals.writers(scene.storage()) == []
+
+
+@pytest.mark.parametrize("names", [None, ["pii"]], ids=["all", "pii"])
+def test_partitions_with_keys_of_their_own_that_are_appended_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str] | None
+) -> None:
+    scene = Scene(str(tmp_path / "dataset"))
+    policy = Policy(columns={"pii": ("name",)}, partition_keys=("year",))
+    save(tmp_path / "plain" / "year=2020", people(0), people(6))
+    scene.write(tmp_path / "plain", policy=policy)
+    save(tmp_path / "more" / "year=2021", people(20))
+    with scene.open() as dataset:
+        before = {kek_id for entry in dataset.files for kek_id in entry.partition_keks}
+    with monkeypatch.context() as patched:
+        while_committing(patched, lambda: scene.append(tmp_path / "more"))
+        again(scene, key_names=names)
+    assert ids(scene.table()) == OLD + MORE
+    with scene.open() as dataset:
+        now = {kek_id for entry in dataset.files for kek_id in entry.partition_keks}
+    assert len(now) == 4, "one for each key name and year"
+    assert len(before & now) == (0 if names is None else 1), "those of a key name that stays stay"
+    scene.check_whole()
