@@ -243,6 +243,24 @@ def test_a_rule_cannot_give_a_row_filter_to_one_who_asks_for_the_column_it_uses(
             dataset.to_table(filter=[("origin", "=", "EWR")])
 
 
+def test_a_filter_that_fails_on_hidden_rows_does_not_fail(tmp_path: Path, ca: CertificateAuthority) -> None:
+    mine = GatewayScene.create(tmp_path, ca)
+    mine.scene = mine.scene.at(str(tmp_path / "numbers"))
+    far = 2**53 + 1  # no float: comparing it with one is an error of Arrow's
+    table = pa.table({"row": range(4), "value": pa.array([0, 1, far, 3], pa.int64())})
+    mine.scene.write(table, policy=encpipe.Policy())
+    given = [("value", ">", -0.5)]
+    with mine.serve(rule(filter=[["row", "!=", 2]]), rule(OTHER)):
+        with mine.open() as dataset:
+            assert dataset.to_table(["row"], given)["row"].to_pylist() == [0, 1, 3]
+        with mine.open(OTHER) as dataset:
+            for read in (dataset.to_table, lambda _, filter, dataset=dataset: dataset.count_rows(filter)):
+                with pytest.raises(ConfigError) as refused:
+                    read(["row"], given)
+                assert code(refused) == "filter"
+                assert str(far) not in refused.value.message + refused.value.hint
+
+
 # --- tickets
 
 
