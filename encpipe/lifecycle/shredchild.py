@@ -1,7 +1,8 @@
 """The fresh process of a shred: tries to open what was shredded, and tells what it met.
 
 Run as `python -m encpipe.lifecycle.shredchild` by `shredtrial`, which tells what stands on standard input.
-It answers on standard output with one JSON list of `[what, error code]`, the code empty where it opened.
+It answers on standard output with a JSON object, whose `tried` lists `[what, error code]`; the code is empty
+where it opened.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from encpipe import strictjson
 from encpipe.errors import EncpipeError
 from encpipe.keys import KeyContext
 from encpipe.kms.registry import MasterKeys
@@ -38,7 +40,7 @@ def main() -> None:
             answers = [*_from_lists(storage, keys, asked["partition_keks"])]
         else:
             answers = [*_from_storage(storage, keys, asked["keks"]), *_from_copies(keys, asked)]
-    sys.stdout.write(json.dumps(answers))
+    sys.stdout.buffer.write(strictjson.dumps({"tried": answers}))
 
 
 def _from_storage(storage: Storage, keys: MasterKeys, keks: dict[str, str]) -> Iterator[tuple[str, str]]:

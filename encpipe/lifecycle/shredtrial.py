@@ -12,10 +12,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from encpipe import strictjson
 from encpipe.access import Access
 from encpipe.config import AuditConfig
 from encpipe.core import KekRecord
-from encpipe.errors import EncpipeError
+from encpipe.errors import EncpipeError, ManifestError
 from encpipe.keys import WrappedKey
 from encpipe.lifecycle.shredreport import Tried
 from encpipe.manifest import wrappings_json
@@ -56,7 +57,9 @@ def try_afresh(
         "partition_keks": partition_keks,
     }
     try:
-        answers = json.loads(_run(access, asked))
+        answers = strictjson.loads(_run(access, asked), what="its answer")["tried"]
+    except ManifestError:
+        return Trial(why_not="the process ended without an answer")
     except (EncpipeError, pickle.PicklingError) as error:
         return Trial(why_not=error.message if isinstance(error, EncpipeError) else str(error))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
