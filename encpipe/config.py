@@ -50,7 +50,7 @@ SINK_FORMS: Final = ("file:PATH", "stderr", "logger:NAME")
 
 @dataclass(frozen=True)
 class Config:
-    """One configuration. `kms`, `storage`: their tables by name; `gateway`: what `encpipe serve` checks."""
+    """One configuration. `kms`, `storage`: their tables by name; `gateway`: read by `encpipe serve`."""
 
     keyring: KeyringConfig = field(default_factory=KeyringConfig)
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
