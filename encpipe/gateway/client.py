@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
@@ -14,13 +13,14 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from encpipe import transport
+from encpipe import strictjson, transport
 from encpipe.access import AnyPath, resolve_config
 from encpipe.config import Config, TlsConfig
-from encpipe.errors import ConfigError, EncpipeError, FormatError, StorageError
+from encpipe.errors import ConfigError, EncpipeError, FormatError, ManifestError, StorageError
 from encpipe.gateway import wire
 from encpipe.gateway.wire import Conditions, Request
 from encpipe.scan import joined
+from encpipe.strictjson import Fields
 
 SCHEME: Final = "grpc+tls"
 _UNTRUSTED: Final = re.compile(r"certificate.verify.failed|not in peer certificate|self.signed", re.I)
@@ -59,8 +59,7 @@ class GatewayDataset:
             raise
         self.schema: pa.Schema = found.schema
         self.num_rows: int = found.total_records
-        self.dataset_id, self.core_digest = str(facts["dataset_id"]), str(facts["core"])
-        self.generation, self.row_groups = int(facts["generation"]), int(facts["row_groups"])
+        self.dataset_id, self.core_digest, self.generation, self.row_groups = facts
         self.missing_keys: tuple[str, ...] = ()
 
     def scan(self, columns: Sequence[str] | None = None, filter: Any = None) -> GatewayScan:
@@ -93,7 +92,7 @@ class GatewayDataset:
         with _mapped(self._host):
             action = fl.Action("rows", wire.request_bytes(request))
             (result,) = self._client.do_action(action, _timeout())
-        return tuple(json.loads(result.body.to_pybytes())["rows"])
+        return tuple(_answer(result.body.to_pybytes()).array("rows", limit=self.row_groups))
 
     def count_rows(self, filter: Any = None) -> int:
         """How many rows there are for which the filter holds."""
@@ -108,7 +107,7 @@ class GatewayDataset:
         """`serving` or `draining`. Raises `StorageError` when the gateway does not answer."""
         with _mapped(self._host):
             (result,) = self._client.do_action(fl.Action("health", b""), _timeout())
-        return str(json.loads(result.body.to_pybytes())["status"])
+        return _answer(result.body.to_pybytes()).text("status")
 
     def close(self) -> None:
         """Close the connection."""
@@ -242,13 +241,21 @@ def _timeout() -> fl.FlightCallOptions:
     return fl.FlightCallOptions(timeout=CALL_SECONDS)
 
 
-def _facts(metadata: bytes) -> dict[str, Any]:
+def _answer(data: bytes) -> Fields:
+    """The fields of what a gateway answers. Raises `FormatError` for what none would."""
     try:
-        facts = json.loads(metadata)
-        if facts["v"] == 1 and {"dataset_id", "core", "generation", "row_groups"} <= set(facts):
-            return dict(facts)
-    except (ValueError, TypeError, KeyError):
-        pass
+        return Fields(strictjson.loads(data, what="an answer"), what="an answer")
+    except ManifestError:
+        raise FormatError("the server is not an encpipe gateway, or a newer one", code="format") from None
+
+
+def _facts(metadata: bytes) -> tuple[str, str, int, int]:
+    """Dataset id, core digest, generation and the number of row groups."""
+    fields = _answer(metadata)
+    with contextlib.suppress(ManifestError):
+        if fields.integer("v") == 1:
+            core, generation = fields.sha256("core").hex(), fields.integer("generation")
+            return fields.hex_id("dataset_id"), core, generation, fields.integer("row_groups")
     raise FormatError("the server is not an encpipe gateway, or a newer one", code="format")
 
 

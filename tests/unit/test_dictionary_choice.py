@@ -1,4 +1,4 @@
-"""A dictionary, a codec: used where it makes the file smaller, judged by a sample of the first rows."""
+"""A dictionary, a codec: used where it makes the file smaller, judged by a sample of the first row group."""
 
 from __future__ import annotations
 
@@ -91,6 +91,11 @@ def test_a_column_that_does_not_shrink_is_not_compressed() -> None:
     assert set(codecs(table.slice(0, 0), leaves, "zstd", []).values()) == {"zstd"}
 
 
-def test_the_first_rows_decide_and_long_ones_are_few() -> None:
+def test_not_only_the_first_rows_decide() -> None:
+    noise, zeros = [DRAW.randbytes(1_000) for _ in range(2_500)], [b"0" * 1_000] * 10_000
+    assert codecs(pa.table({"x": noise + zeros}), ("x",), "snappy", []) == {"x": "snappy"}
+
+
+def test_of_long_values_a_few_decide() -> None:
     table = pa.table({"x": [b"0" * (1 << 20)] * 64})
     assert codecs(table, ("x",), "snappy", []) == {"x": "snappy"}
