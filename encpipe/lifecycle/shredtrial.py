@@ -76,12 +76,12 @@ def _run(access: Access, asked: dict[str, Any]) -> bytes:
         finally:
             os.close(writer)
         done = subprocess.run(  # noqa: S603 - this interpreter, and a module of ours
-            [sys.executable, "-m", CHILD],
+            [sys.executable, "-P", "-m", CHILD],  # -P: not what lies in the working directory
             input=_message(access, {**asked, "keyring": reader if unlocked else None}),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # a traceback may show more than codes
             pass_fds=(reader,) if unlocked else (),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(os.path.isabs, sys.path))},
             timeout=TIMEOUT_SECONDS,
             check=True,
         )

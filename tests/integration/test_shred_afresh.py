@@ -105,8 +105,21 @@ def test_no_secret_is_in_its_arguments_or_environment(scene: Local, monkeypatch:
     monkeypatch.setattr(subprocess, "run", run)
     shred(scene, "pii")
     ((command, added),) = seen
-    assert command[1:] == ["-m", "encpipe.lifecycle.shredchild"]
+    assert command[1:] == ["-P", "-m", "encpipe.lifecycle.shredchild"]
     assert set(added) <= {"PYTHONPATH"}
+
+
+def test_it_runs_no_code_of_the_working_directory(
+    scene: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path / "work", tmp_path / "work" / "lib"):
+        (folder / "encpipe").mkdir(parents=True)
+        (folder / "encpipe" / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(sys, "path", ["", "lib", *sys.path])
+    monkeypatch.setenv("PYTHONPATH", "lib")
+    assert [one.code for one in shred(scene).tried] == ["shredded"]
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("child", ["encpipe.no_such_module", "this"])
