@@ -238,13 +238,15 @@ def wrappings_now(storage: Storage, known: Manifest) -> Mapping[str, tuple[Wrapp
     return newer.wrappings if same else {}
 
 
-def load_keys(storage: Storage, master_keys: MasterKeys) -> tuple[bytes, Manifest, DatasetKeys]:
+def load_keys(
+    storage: Storage, master_keys: MasterKeys, *, signers: Sequence[str] | None = None
+) -> tuple[bytes, Manifest, DatasetKeys]:
     """The manifest, checked, with the KEKs of all its generations. One KMS call, for the footer key.
 
-    No file list is read. Raises what `load_state` raises.
+    No file list is read. `signers` as in `load_state`. Raises what that raises.
     """
     data, found = read_manifest(storage)
-    signers = master_keys.config.trust.signers
+    signers = master_keys.config.trust.signers if signers is None else signers
     signing.check(found.head, signers)
     cores = (*found.retained, found.head)
     vouched = [tagged.digest for tagged in cores if signing.is_signed(tagged, signers)]

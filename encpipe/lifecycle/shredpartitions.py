@@ -117,7 +117,8 @@ class PartitionShred:
     # The manifest
 
     def _load(self) -> None:
-        data, found, self._keys = load_keys(self._storage, self._access.master_keys)
+        master_keys, signers = self._access.master_keys, self._signing.signers
+        data, found, self._keys = load_keys(self._storage, master_keys, signers=signers)
         self._found = found
         self._bound = self._found.core.generation + 1
         head = self._found.head

@@ -17,12 +17,21 @@ from test_shred import manifest_of, shred
 from test_shred_races import at_commit, writers
 
 import encpipe
-from encpipe import Config, ConfigError, ConflictError, MasterKeys, Policy, StaleDatasetError
+from encpipe import (
+    Config,
+    ConfigError,
+    ConflictError,
+    MasterKeys,
+    Policy,
+    SignatureError,
+    StaleDatasetError,
+)
 from encpipe import journal as journals
-from encpipe.config import KeyringConfig
+from encpipe.config import KeyringConfig, SigningConfig
 from encpipe.kms.keyringfile import KeyringFile
 from encpipe.kms.unlock import create_key_file
 from encpipe.lifecycle import ShredReport
+from encpipe.signing import create_key_file as create_signer
 
 POLICY = Policy(columns={"pii": ("name",)}, partition_keys=("year", "country"))
 MANIFEST = "_encpipe/manifest.json"
@@ -155,6 +164,19 @@ def test_without_partition_keys_it_is_refused(tmp_path: Path) -> None:
     made.write(tree(tmp_path / "in"), policy=PII)
     with pytest.raises(ConfigError, match="no KEKs of their partitions"):
         cut(made, {"year": "2020"})
+
+
+def test_what_others_wrote_unsigned_is_not_signed_by_it(tmp_path: Path) -> None:
+    other = Scene(str(tmp_path / "dataset"))
+    create_signer(tmp_path / "ann.pem")
+    ann = replace(other, config=replace(other.config, signing=SigningConfig(tmp_path / "ann.pem")))
+    ann.write(tree(tmp_path / "signed"), policy=POLICY)
+    assert cut(ann, {"year": "2021"}).verdict == "removed"
+    other.write(tree(tmp_path / "forged", first=50), overwrite=True, policy=POLICY)
+    before = (other.folder / MANIFEST).read_bytes()
+    with pytest.raises(SignatureError):
+        cut(ann, {"year": "2020"})
+    assert (other.folder / MANIFEST).read_bytes() == before
 
 
 def test_a_dry_run_changes_nothing(local: Scene) -> None:
