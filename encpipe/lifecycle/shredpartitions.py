@@ -6,42 +6,25 @@ master keys, still opens them: the verdict is never `destroyed`.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Final
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from encpipe import filelist
-from encpipe import journal as journals
 from encpipe.access import Access
 from encpipe.audit import Facts
-from encpipe.errors import ConfigError, IntegrityError, KmsError, KmsUnavailableError, StorageError
+from encpipe.errors import ConfigError, StorageError
 from encpipe.filelist import FileList
 from encpipe.keyring import DatasetKeys
 from encpipe.keys import utc_now
-from encpipe.lifecycle.gcplan import list_parts
 from encpipe.lifecycle.keysline import Leftover
 from encpipe.lifecycle.shredcommit import check_confirmed, replace_manifest
+from encpipe.lifecycle.shredlists import FOLDER, Copy, ListCopies
 from encpipe.lifecycle.shredreport import NOTE_COPIES, NOTE_OPEN, ShredReport, Verdict
 from encpipe.lifecycle.shredtrial import Trial, try_afresh
 from encpipe.lifecycle.tombstone import Made, without_files
 from encpipe.manifest import Manifest, TaggedCore
 from encpipe.partitionkeks import PartitionKek, Values
 from encpipe.signing import writer_signing
-from encpipe.state import MAX_LIST_BYTES, State, load_keys, read_list
-from encpipe.storage import ObjectInfo, OldVersion
-
-_FOLDER: Final = "_encpipe/"
-_RECORD: Final = re.compile(r"_encpipe/pending/[0-9a-f]{32}/[0-9]+\.sealed")
-"""What an older version of may hold partition KEKs that a write made."""
-
-
-@dataclass(frozen=True)
-class _Copy:
-    place: str
-    what: str
-    delete: Callable[[], None]
+from encpipe.state import State, load_keys, read_list
 
 
 class PartitionShred:
@@ -84,7 +67,8 @@ class PartitionShred:
                 hint=f"for example --partition {columns[0]}=VALUE",
                 code="usage",
             )
-        if not self._keks and not list(self._lists()):
+        # A run that was stopped may have left only what no list tells of any more.
+        if not self._keks and not any(copy.delete for copy in self._copies()) and not self._keks:
             raise ConfigError(
                 "there is no such partition: it was shredded before, or never was",
                 hint="values are compared as text, as they stand in the file list",
@@ -93,7 +77,7 @@ class PartitionShred:
 
     def plan(self) -> ShredReport:
         """What would be done."""
-        self._removed += [copy.place for copy in self._copies()]
+        self._removed += [copy.place for copy in self._copies() if copy.delete]
         return self._report((), Trial(), dry_run=True)
 
     def run(self) -> ShredReport:
@@ -104,8 +88,9 @@ class PartitionShred:
         )
         self._bound, self._leaving = self._found.core.generation, set()
         for _ in range(2):  # what is removed in a bucket that keeps versions leaves one
-            for copy in list(self._copies()):
-                self._delete(copy)
+            for copy in self._copies():
+                if copy.delete is not None:
+                    self._delete(copy, copy.delete)
         left = tuple(
             Leftover(copy.place, "", "", "", self._failed.get(copy.place, copy.what))
             for copy in self._copies()
@@ -120,7 +105,6 @@ class PartitionShred:
         master_keys, signers = self._access.master_keys, self._signing.signers
         data, found, self._keys = load_keys(self._storage, master_keys, signers=signers)
         self._found = found
-        self._bound = self._found.core.generation + 1
         head = self._found.head
         self._state = State(self._found, head, self._list_of(head), self._keys, data)
         self._leaving = {
@@ -128,6 +112,7 @@ class PartitionShred:
             for tagged in (*self._found.retained, head)
             if self._meet(self._state.files if tagged is head else self._list_of(tagged))
         }
+        self._bound = self._found.core.generation + bool(self._leaving)
 
     def _list_of(self, tagged: TaggedCore) -> FileList:
         return read_list(self._storage, tagged, self._keys.kek(tagged.core.footer_kek.id))
@@ -169,90 +154,24 @@ class PartitionShred:
 
     # Copies
 
-    def _copies(self) -> Iterator[_Copy]:
-        """What holds such KEKs, or may, and does not stay in the manifest: file lists, writes that began
-        before, and older versions of either."""
-        yield from self._lists()
-        for writer_id in journals.folders(self._storage):
-            if self._began_before(writer_id):
-                place = f"{journals.FOLDER}{writer_id}/"
-                remove = partial(journals.remove, self._storage, writer_id)
-                yield _Copy(place, "a write under way or stopped", remove)
-        for old in self._versions():
-            if _RECORD.fullmatch(old.path):
-                yield self._old(old)
-
-    def _began_before(self, writer_id: str) -> bool:
-        try:
-            return journals.load(self._storage, writer_id).journal.base_generation < self._bound
-        except IntegrityError:
-            return True
-        except StorageError as error:
-            if error.code != "not-found":
-                raise
-            return any(info.path != journals.lock_path(writer_id) for info in self._records(writer_id))
-
-    def _records(self, writer_id: str) -> Iterator[ObjectInfo]:
-        return self._storage.list(f"{journals.FOLDER}{writer_id}/")
-
-    def _lists(self) -> Iterator[_Copy]:
-        """File lists with such KEKs that the manifest does not name, and older versions of such."""
-        for info in list(self._storage.list(_FOLDER)):
-            if self._holds(info.path, partial(self._storage.read, info.path, limit=MAX_LIST_BYTES)):
-                yield _Copy(info.path, "a file list", partial(self._storage.delete, info.path))
-        for old in self._versions():
-            if self._holds(old.path, partial(self._storage.read_version, old, limit=MAX_LIST_BYTES)):
-                yield self._old(old)
-
-    def _versions(self) -> list[OldVersion]:
-        try:
-            return list(self._storage.old_versions(_FOLDER))
-        except StorageError as error:
-            if error.code == "storage-unavailable":
-                raise
-            self._unseen = error.message
-            return []
-
-    def _old(self, old: OldVersion) -> _Copy:
-        place = f"{old.path}?versionId={old.version}"
-        return _Copy(place, "an older version", partial(self._storage.delete_version, old))
-
-    def _holds(self, path: str, read: Callable[[], bytes]) -> bool:
-        """Whether this is a list that is to go. One that others commit on top of us is none of these."""
-        parts = list_parts(path)
-        named = {tagged.core.list_name for tagged in (*self._found.retained, self._found.head)}
-        if parts is None or parts[0] > self._bound or path in named - self._leaving:
-            return False
-        try:
-            sealed = read()
-        except StorageError as error:
-            if error.code == "not-found":
-                return False
-            raise
-        cores = (*self._state.manifest.retained, self._state.manifest.head)
-        return any(
-            self._opens(sealed, parts, kek_id)
-            for kek_id in dict.fromkeys(tagged.core.footer_kek.id for tagged in cores)
+    def _copies(self) -> list[Copy]:
+        """What holds such KEKs, or may, and does not stay in the manifest."""
+        copies = ListCopies(
+            self._storage,
+            self._meet,
+            self._keys,
+            self._state.manifest,
+            self._found,
+            self._leaving,
+            self._bound,
         )
+        found = list(copies.find())
+        self._unseen = copies.unseen
+        return found
 
-    def _opens(self, sealed: bytes, parts: tuple[int, str], kek_id: str) -> bool:
+    def _delete(self, copy: Copy, delete: Callable[[], None]) -> None:
         try:
-            files = filelist.open_sealed(
-                sealed,
-                footer_kek=self._keys.kek(kek_id),
-                dataset_id=self._found.core.dataset_id,
-                generation=parts[0],
-                list_id=parts[1],
-            )
-        except KmsUnavailableError:
-            raise
-        except (ConfigError, IntegrityError, KmsError):
-            return False
-        return self._meet(files)
-
-    def _delete(self, copy: _Copy) -> None:
-        try:
-            copy.delete()
+            delete()
         except StorageError as error:
             if error.code == "storage-unavailable":
                 raise
@@ -267,10 +186,12 @@ class PartitionShred:
             Leftover(one.what, "", "", "", "a fresh process opens it") for one in trial.tried if one.opened
         ]
         if self._unseen:
-            opened.append(Leftover(_FOLDER, "", "", "", f"older versions, not looked at: {self._unseen}"))
+            opened.append(Leftover(FOLDER, "", "", "", f"older versions, not looked at: {self._unseen}"))
         remaining = (*left, *opened)
         verdict: Verdict = "" if dry_run else "incomplete" if remaining else "removed"
         notes = [NOTE_OPEN, NOTE_COPIES]
+        if not self._keks:
+            notes.append("no KEK of these partitions was found: they were shredded before, or never were")
         if trial.why_not:
             notes.append(f"not tried in a fresh process: {trial.why_not}")
         return ShredReport(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -141,6 +142,49 @@ def test_a_list_that_left_the_manifest_goes_too(local: Scene) -> None:
     assert rows(local) == list(range(40, 52))
 
 
+def test_a_list_under_a_footer_kek_that_is_gone_goes_too(local: Scene) -> None:
+    old = manifest_of(local).core.list_name
+    encpipe.rekey(local.url, **local.access)
+    encpipe.gc(local.url, keep=1, **local.access)
+    assert old in lists(local)
+    report = cut(local, {"year": "2020"})
+    assert (report.verdict, report.remaining) == ("removed", ())
+    assert old in report.removed
+    assert lists(local) == [manifest_of(local).core.list_name]
+    assert rows(local) == list(range(12, 24))
+    local.check_whole()
+
+
+def test_temp_files_go_and_copies_of_lists_are_told(local: Scene) -> None:
+    old = local.folder / manifest_of(local).core.list_name
+    copies = (".tmp-whole", old.name + ".bak", "kept")
+    for name in copies:
+        (old.parent / name).write_bytes(old.read_bytes())
+    (old.parent / ".tmp-torn").write_bytes(old.read_bytes()[:100])
+    (old.parent / ".tmp-manifest").write_bytes((local.folder / MANIFEST).read_bytes())
+    (old.parent / "notes.txt").write_text("of no interest, and long enough to be sealed")
+    report = cut(local, {"year": "2020"})
+    assert {"_encpipe/.tmp-whole", "_encpipe/.tmp-torn"} <= set(report.removed)
+    assert report.verdict == "incomplete"
+    assert {left.place for left in report.remaining} == {f"_encpipe/{old.name}.bak", "_encpipe/kept"}
+    assert {path.name for path in old.parent.glob(".tmp-*")} == {".tmp-manifest"}
+    for name in copies[1:]:
+        (old.parent / name).write_bytes((local.folder / manifest_of(local).core.list_name).read_bytes())
+    with pytest.raises(ConfigError, match="no such partition"):
+        cut(local, {"year": "2020"})
+    assert rows(local) == list(range(12, 24))
+
+
+def test_a_younger_temp_file_is_told_and_stays(local: Scene) -> None:
+    temp = local.folder / "_encpipe/.tmp-live"
+    temp.write_bytes(os.urandom(100))
+    soon = time.time() + 3600
+    os.utime(temp, (soon, soon))
+    report = cut(local, {"year": "2020"})
+    assert [left.place for left in report.remaining] == ["_encpipe/.tmp-live"]
+    assert temp.exists()
+
+
 @pytest.mark.parametrize(
     "partitions", [(), ({},), ({"year": "1999"},), ({"id": "1"},), ({"year": "2020", "month": "1"},)]
 )
@@ -254,6 +298,7 @@ def stop(write: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
 def test_killed_at_any_step_the_next_run_does_the_rest(
     local: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stop(partial(local.append, tree(tmp_path / "more", (2020,), first=50), workers=1), monkeypatch)
     whole = {path: (local.folder / path).read_bytes() for path in local.objects()}
     n, seen = 0, set()
     while True:
@@ -272,6 +317,7 @@ def test_killed_at_any_step_the_next_run_does_the_rest(
             assert rows(local) == list(range(12, 24))
         assert rows(local) == list(range(12, 24))
         assert not whole.keys() & set(lists(local))
+        assert local.objects(journals.FOLDER) == []
         if not died:
             break
         n += 1
