@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from encpipe.lifecycle.shredreport import ShredReport
+    from encpipe.lifecycle.shredreport import RetiredMaster, ShredReport
 
 EXAMPLES = """
 encpipe shred encrypted/flights --dry-run
@@ -199,7 +199,7 @@ def _view(done: ShredReport) -> list[Part]:
         *(("partition", ", ".join(f"{k}={v}" for k, v in values.items())) for values in done.partitions),
         ("KEKs", f"{len(done.keks):,}, wrapped by {', '.join(done.master_keys) or 'nothing any more'}"),
         ("copies", plural(len(done.removed), "place") + (" would go" if done.dry_run else " removed")),
-        *(("master key", _retired(master.uri, master.until, master.failed)) for master in done.retired),
+        *(("master key", _retired(master)) for master in done.retired),
     ]
     if done.dry_run:
         return [Facts(rows), Note("nothing was changed: --dry-run")]
@@ -214,10 +214,13 @@ def _view(done: ShredReport) -> list[Part]:
     ]
 
 
-def _retired(uri: str, until: str, failed: str) -> str:
-    if failed:
-        return f"{uri}: not destroyed: {failed}"
-    return f"{uri}: destroyed" + (f" at {until}, until then it can be taken back" if until else "")
+def _retired(master: RetiredMaster) -> str:
+    if master.failed:
+        return f"{master.uri}: not destroyed: {master.failed}"
+    if master.missing:
+        return f"{master.uri}: not there, so not destroyed by this run"
+    until = f" at {master.until}, until then it can be taken back" if master.until else ""
+    return f"{master.uri}: destroyed{until}"
 
 
 def _tried(done: ShredReport) -> Sequence[Part]:

@@ -22,11 +22,19 @@ from encpipe.errors import ConfigError
 from encpipe.keys import WrappedKey, utc_now
 from encpipe.kms.registry import MasterKeys
 from encpipe.lifecycle.keysline import Leftover, kek_records
+from encpipe.lifecycle.shredchecks import wrapped_by
 from encpipe.lifecycle.shredcommit import check_confirmed, replace_manifest
 from encpipe.lifecycle.shredcopies import Copies
 from encpipe.lifecycle.shredmaster import Retirement
 from encpipe.lifecycle.shredpartitions import PartitionShred
-from encpipe.lifecycle.shredreport import NOTE_COPIES, NOTE_OPEN, RetiredMaster, ShredReport, Verdict
+from encpipe.lifecycle.shredreport import (
+    NOTE_COPIES,
+    NOTE_MISSING,
+    NOTE_OPEN,
+    RetiredMaster,
+    ShredReport,
+    Verdict,
+)
 from encpipe.lifecycle.shredtrial import Trial, try_afresh
 from encpipe.lifecycle.tombstone import Made, doomed_keks, is_shredded, tombstone, without
 from encpipe.manifest import Manifest
@@ -122,7 +130,20 @@ class _Shred:
                 )
         if self._names == ():
             raise ConfigError("no key name is given", hint="None is the whole dataset", code="usage")
-        self._retirement.check()
+        self._check_retirement()
+
+    def _check_retirement(self) -> None:
+        wrapped: set[str] = set()
+        found = self._found
+        if self._retirement.uris:
+            self._copies.find()
+            wrapped = wrapped_by(found) | {w.master_key for _, w in self._copies.held}
+        self._retirement.check(
+            found.core.dataset_id,
+            wrapped,
+            wrapped_by(found, self._keks),
+            again=is_shredded(found, self._names),
+        )
 
     def plan(self) -> ShredReport:
         """What would be done."""
@@ -136,7 +157,8 @@ class _Shred:
         records = kek_records(self._found).values()
         left = {record.key_name for record in records if record.state != "shredded"}
         staying = left - set(self._names or ())
-        self._retirement.rewrap(sorted(staying) if self._names is not None else ())
+        moving = sorted(staying) if self._names is not None else ()
+        self._retirement.begin(self._found.core.dataset_id, moving)
         self._commit()
         self._copies.remove()
         retired = self._retirement.destroy()
@@ -206,9 +228,9 @@ class _Shred:
     ) -> ShredReport:
         gone = {master.uri for master in retired if master.is_gone}
         remaining = (*(one for one in left if one.master_key not in gone), *_not_done(retired, trial))
-        wrapped_by = tuple(dict.fromkeys(wrapped.master_key for _, wrapped in self._copies.held))
+        by = tuple(dict.fromkeys(wrapped.master_key for _, wrapped in self._copies.held))
         verdict: Verdict = "incomplete" if remaining else "removed"
-        if verdict == "removed" and wrapped_by and gone.issuperset(wrapped_by) and _none_opens(trial):
+        if verdict == "removed" and by and gone.issuperset(by) and _none_opens(trial):
             verdict = "destroyed"
         return ShredReport(
             url=self._storage.url,
@@ -218,7 +240,7 @@ class _Shred:
             scope=self._scope,
             key_names=tuple(sorted({record.key_name for record in self._keks.values()})),
             keks=tuple(self._keks),
-            master_keys=wrapped_by,
+            master_keys=by,
             removed=tuple(self._copies.removed),
             remaining=() if dry_run else remaining,
             retired=retired,
@@ -238,6 +260,8 @@ class _Shred:
         if trial.why_not and not dry_run:
             notes.append(f"not tried in a fresh process: {trial.why_not}")
         for master in retired:
+            if master.missing:
+                notes.append(f"{master.uri} {NOTE_MISSING}")
             if master.until:
                 notes.append(f"{master.uri} can be taken back until {master.until}: only then it is gone")
             if master.beyond:

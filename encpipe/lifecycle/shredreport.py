@@ -30,6 +30,10 @@ NOTE_COPIES: Final = (
     "backups, replicas, snapshots, pickled handles and copies that others made are out of reach: who has one "
     "from before, and the right to use its master key, still opens it"
 )
+NOTE_MISSING: Final = (
+    "was not there when it was to be destroyed: if no run before this one did that, it was looked for in the "
+    "wrong keyring or service, and still opens copies"
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class RetiredMaster:
     """A master key that was to be destroyed. `rewrapped` are the datasets that moved to `to`.
 
     `until` is when its bytes are gone, empty where they are; `beyond` names copies that the service does not
-    reach; `failed` says why it was not destroyed.
+    reach; `failed` says why it was not destroyed. `missing`: it was not there (any more), and this run does
+    not know whether it is destroyed or was looked for in the wrong place.
     """
 
     uri: str
@@ -59,11 +64,12 @@ class RetiredMaster:
     until: str = ""
     beyond: str = ""
     failed: str = ""
+    missing: bool = False
 
     @property
     def is_gone(self) -> bool:
-        """Whether nobody has it any more."""
-        return not self.until and not self.failed
+        """Whether this run saw it destroyed, and nobody has it any more."""
+        return not self.until and not self.failed and not self.missing
 
 
 @dataclass(frozen=True)

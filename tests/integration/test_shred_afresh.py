@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import steps
 from scene import Scene, ids, people
 from test_shred import manifest_of, shred, states
 
@@ -17,9 +19,13 @@ import encpipe
 from encpipe import Config, ConfigError, KeyNotFoundError, KmsUnavailableError, MasterKeys, ShreddedError
 from encpipe.config import KeyringConfig
 from encpipe.keys import WrappedKey
+from encpipe.kms.base import Destroyed
 from encpipe.kms.keyringfile import KeyringFile
 from encpipe.kms.unlock import create_key_file
 from encpipe.lifecycle import shredtrial
+from encpipe.lifecycle.shredchecks import may_be_one
+from encpipe.lifecycle.shredmaster import Retirement
+from encpipe.testing import InMemoryKms
 
 KEYS = {"footer": ("local:main",), "pii": ("local:pii",)}
 
@@ -269,6 +275,203 @@ def test_one_that_is_not_destroyed_after_all_is_told_and_done_by_the_next_run(
     again = shred(scene, retire_master={"local:main": "", "local:pii": ""})
     assert again.verdict == "removed"  # there is no old wrapping any more to try it with
     assert all(master.is_gone for master in again.retired)
-    assert shred(scene, retire_master={"local:main": "", "local:pii": ""}).verdict == "removed"
+    assert not (scene.folder / "_encpipe" / "retiring.json").exists()
     with pytest.raises(ShreddedError):
         scene.open()
+    last = shred(scene, retire_master={"local:main": "", "local:pii": ""})
+    assert (last.verdict, [master.missing for master in last.retired]) == ("removed", [True, True])
+    with pytest.raises(ConfigError, match="local:new wraps nothing"):
+        shred(scene, retire_master={"local:new": ""})
+
+
+# What a master key still opens
+
+
+def with_ring(scene: Local, folder: Path, *names: str) -> Local:
+    """The same dataset for somebody with another keyring."""
+    ring = KeyringConfig(folder / "other.json", scene.config.keyring.unlock)
+    KeyringFile.from_config(ring).create(*names)
+    return replace(scene, config=replace(scene.config, keyring=ring))
+
+
+def test_the_wrong_keyring_destroys_nothing_and_says_so(scene: Local, tmp_path: Path) -> None:
+    kept = (scene.folder / "_encpipe" / "manifest.json").read_bytes()
+    wrong = with_ring(scene, tmp_path, "unrelated")
+    report = shred(wrong, retire_master={"local:main": "", "local:pii": ""})
+    assert report.verdict == "removed"
+    assert [(one.missing, one.is_gone) for one in report.retired] == [(True, False)] * 2
+    assert any(note.startswith("local:main was not there") for note in report.notes)
+    (scene.folder / "_encpipe" / "manifest.json").write_bytes(kept)
+    assert ids(scene.table()) == list(range(6))  # a backup, which the right keyring opens
+
+
+def test_a_master_key_that_wraps_nothing_here_is_not_destroyed(scene: Local, tmp_path: Path) -> None:
+    payroll = replace(scene, url=str(tmp_path / "payroll"))
+    payroll.config = replace(scene.config, keys={"footer": ("local:new",), "pii": ("local:new",)})
+    payroll.write(people(0))
+    for names in ((), ("pii",)):
+        for dry_run in (False, True):
+            with pytest.raises(ConfigError, match="local:new wraps nothing of this dataset"):
+                shred(scene, *names, retire_master={"local:new": ""}, dry_run=dry_run)
+    assert states(scene) == {"footer": "active", "pii": "active"}
+    assert ids(payroll.table()) == list(range(6))
+    report = shred(scene, retire_master={"local:new": "local:main"}, also=[payroll.url])
+    assert report.retired[0].is_gone
+    assert ids(payroll.table()) == list(range(6))
+
+
+def test_this_dataset_is_none_of_the_others(scene: Local) -> None:
+    with pytest.raises(ConfigError, match="what is to be shredded"):
+        shred(scene, retire_master={"local:pii": "local:new"}, also=[scene.url])
+
+
+def between(monkeypatch: pytest.MonkeyPatch, other: Callable[[], object]) -> None:
+    """After all moved and was committed, `other` happens; then the master keys are destroyed."""
+    real = Retirement.destroy
+
+    def late(self: Retirement) -> Any:
+        other()
+        return real(self)
+
+    monkeypatch.setattr(Retirement, "destroy", late)
+
+
+MOVED = {"local:main": "local:new", "local:pii": "local:new"}
+
+
+def test_what_a_writer_wrapped_by_the_old_key_meanwhile_moves_again(
+    scene: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(scene, url=str(tmp_path / "other"))
+    other.write(people(0))
+    between(monkeypatch, lambda: other.write(people(20), overwrite=True))
+    report = shred(scene, retire_master=MOVED, also=[other.url])
+    assert report.verdict == "destroyed"
+    assert opening(other) == {"footer": {"local:new"}, "pii": {"local:new"}}
+    assert ids(other.table()) == list(range(20, 26))
+
+
+def test_the_shredded_dataset_moves_again_too(scene: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.config = replace(scene.config, keys={"footer": ("local:pii",), "pii": ("local:pii",)})
+    scene.write(people(0), overwrite=True)
+    between(monkeypatch, lambda: scene.write(people(20), overwrite=True))
+    assert shred(scene, "pii", retire_master={"local:pii": "local:new"}).retired[0].is_gone
+    assert scene.table(["id", "name"]).num_rows == 6
+    assert opening(scene)["footer"] == {"local:main", "local:new"}
+
+
+def test_what_came_under_it_and_cannot_move_keeps_it(scene: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        between(patched, lambda: scene.write(people(20), overwrite=True))
+        report = shred(scene, "pii", retire_master={"local:pii": ""})
+    assert report.verdict == "incomplete"
+    assert "'pii' stays" in report.retired[0].failed
+    assert ids(scene.table()) == list(range(20, 26))
+
+
+def test_one_that_always_comes_back_keeps_it(
+    scene: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(scene, url=str(tmp_path / "other"))
+    other.write(people(0))
+    real = Retirement._move
+
+    def move(self: Retirement, access: Any, names: Any) -> None:
+        real(self, access, names)
+        other.write(people(20), overwrite=True)
+
+    monkeypatch.setattr(Retirement, "_move", move)
+    report = shred(scene, retire_master=MOVED, also=[other.url])
+    assert report.verdict == "incomplete"
+    assert all("still under it" in one.failed for one in report.retired)
+    assert ids(other.table()) == list(range(20, 26))
+
+
+def test_a_live_write_of_another_dataset_keeps_it_until_it_ended(
+    scene: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(scene, url=str(tmp_path / "other"))
+    other.write(people(0))
+    reports: list[Any] = []
+    log = steps.install(monkeypatch)
+
+    def before(n: int, step: str) -> None:
+        if step == "commit _encpipe/manifest.json" and not reports:
+            reports.append(None)
+            reports.append(shred(scene, retire_master=MOVED, also=[other.url]))
+
+    log.before = before
+    other.write(people(20), overwrite=True)
+    assert reports[1].verdict == "incomplete"
+    assert "journal.json" in reports[1].retired[0].failed
+    assert ids(other.table()) == list(range(20, 26))
+    again = shred(scene, retire_master=MOVED, also=[other.url])
+    assert all(one.is_gone for one in again.retired)
+    assert ids(other.table()) == list(range(20, 26))
+
+
+TOKEN = "pkcs11:token=t;object=k"
+ARN = "aws-kms:arn:aws:kms:eu-central-1:111122223333:key/1234"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "may_be"),
+    [
+        ("local:a", "local:a", True),
+        ("local:a", "local:b", False),
+        (TOKEN, f"{TOKEN};id=%01", True),
+        ("pkcs11:token=t;serial=1;object=k", f"{TOKEN};id=%01", True),
+        ("pkcs11:token=t;serial=1;object=k", "pkcs11:token=t;serial=2;object=k", False),
+        (f"{TOKEN};id=%02", f"{TOKEN};id=%01", False),
+        (TOKEN, "pkcs11:token=t;object=l", False),
+        (TOKEN, "pkcs11:nonsense", False),
+        (ARN, "aws-kms:1234", True),
+        (ARN, "aws-kms:alias/k", True),
+        (ARN, ARN.replace("1234", "5678").replace("11115678", "11112222"), False),
+        ("vault:a", "local:a", False),
+    ],
+)
+def test_two_spellings_that_may_name_one_key_are_known(one: str, other: str, may_be: bool) -> None:
+    assert may_be_one(one, other) is may_be_one(other, one) is may_be
+
+
+def test_another_spelling_of_a_key_that_goes_is_refused(tmp_path: Path) -> None:
+    inner = InMemoryKms(["main"])
+    made = Scene(str(tmp_path / "dataset"), config=Config(keys={"footer": (TOKEN,), "pii": (TOKEN,)}))
+
+    class Token:
+        def trusts(self, uri: str) -> bool:
+            return True
+
+        def master_key(self, uri: str) -> Any:
+            return Spelled(uri)
+
+    class Spelled:
+        binds_context = True
+
+        def __init__(self, uri: str) -> None:
+            self.uri, self._key = uri, inner.master_key("memory:main")
+
+        def wrap(self, kek: Any, *, aad: Any) -> WrappedKey:
+            return replace(self._key.wrap(kek, aad=aad), master_key=self.uri)
+
+        def unwrap(self, wrapped: WrappedKey, *, aad: Any) -> Any:
+            return self._key.unwrap(replace(wrapped, master_key="memory:main"), aad=aad)
+
+        def check_destroyable(self) -> None:
+            pass
+
+        def destroy(self) -> Destroyed:
+            inner.forget("main")
+            return Destroyed(self.uri)
+
+    keys = MasterKeys(made.config, extra={"pkcs11": Token()})
+    made.write(people(0), master_keys=keys)
+    for moves in (
+        {TOKEN: f"{TOKEN};id=%01"},
+        {TOKEN: "", f"{TOKEN};id=%01": ""},
+        {f"{TOKEN};id=%01": "pkcs11:token=t;object=other"},
+    ):
+        with pytest.raises(ConfigError, match="may be one master key"):
+            shred(made, "pii", master_keys=keys, retire_master=moves)
+    assert made.table(master_keys=keys).num_rows == 6
