@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from encpipe.lifecycle.shredreport import RetiredMaster, ShredReport
+    from encpipe.lifecycle.shredreport import NewFile, RetiredMaster, ShredReport
 
 EXAMPLES = """
 encpipe shred encrypted/flights --dry-run
@@ -36,6 +37,8 @@ _VERDICTS = {
     "removed": "removed: no copy was found; one that somebody kept may still open",
     "incomplete": "incomplete: see what is left",
 }
+
+_UNTRIED = "; no fresh process could try it"
 
 
 def shred(
@@ -114,29 +117,43 @@ def shred(
     if url is None:
         raise ConfigError("URL is missing", hint="encpipe shred --help", code="usage")
     from encpipe.lifecycle import shred as work
-    from encpipe.lifecycle.shredreport import exists
+    from encpipe.lifecycle.shredreport import exists, new_file
 
     settings = opt.settings(config, storage_option)
     if report is not None and report.exists():
         raise exists(report)
     plan_only = dry_run or confirm is not None
-    done = work(
-        url,
-        confirm=confirm if plan_only else _typed(url, json=json),
-        key_names=key_name,
-        partitions=[_partition(value) for value in partition] if partition else None,
-        retire_master=dict(_move(value) for value in retire_master or ()),
-        also=also or (),
-        dry_run=dry_run,
-        config=settings.config,
-        master_keys=settings.master_keys,
-        storage_options=settings.storage_options,
-    )
-    if report is not None and not dry_run:
-        done.save(report)
+    typed = confirm if plan_only else _typed(url, json=json)
+    with nullcontext() if report is None or dry_run else new_file(report) as file:
+        done = work(
+            url,
+            confirm=typed,
+            key_names=key_name,
+            partitions=[_partition(value) for value in partition] if partition else None,
+            retire_master=dict(_move(value) for value in retire_master or ()),
+            also=also or (),
+            dry_run=dry_run,
+            config=settings.config,
+            master_keys=settings.master_keys,
+            storage_options=settings.storage_options,
+        )
+        unsaved = None if file is None else _save(done, file)
     make_output(json=json).result(done.as_json(), lambda: _view(done))
+    if unsaved is not None:
+        make_output(json=False).error(unsaved)  # standard output has the report
+        raise typer.Exit(unsaved.exit_code)
     if done.verdict == "incomplete":
         raise typer.Exit(StorageError.exit_code)
+
+
+def _save(done: ShredReport, file: NewFile) -> StorageError | None:
+    """The error that kept the report from its file."""
+    try:
+        file.save(done)
+    except StorageError as error:
+        hint = "what was shredded is shredded: keep the report that was printed (--json has all of it)"
+        return StorageError(error.message, hint=hint, code=error.code)
+    return None
 
 
 def _typed(url: str, *, json: bool) -> str:
@@ -204,7 +221,9 @@ def _view(done: ShredReport) -> list[Part]:
     if done.dry_run:
         return [Facts(rows), Note("nothing was changed: --dry-run")]
     rows.append(("signed by", done.signer or "nobody"))
-    verdict = Note(_VERDICTS[done.verdict], warning=done.verdict == "incomplete")
+    untried = done.verdict == "removed" and done.untried
+    said = _VERDICTS[done.verdict] + (_UNTRIED if untried else "")
+    verdict = Note(said, warning=untried or done.verdict == "incomplete")
     return [
         Facts(rows),
         *_tried(done),

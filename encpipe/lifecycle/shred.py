@@ -28,6 +28,7 @@ from encpipe.lifecycle.shredcopies import Copies
 from encpipe.lifecycle.shredmaster import Retirement
 from encpipe.lifecycle.shredpartitions import PartitionShred
 from encpipe.lifecycle.shredreport import (
+    NOT_TRIED,
     NOTE_COPIES,
     NOTE_MISSING,
     NOTE_OPEN,
@@ -258,7 +259,7 @@ class _Shred:
         if verdict != "destroyed":
             notes.append(NOTE_COPIES)
         if trial.why_not and not dry_run:
-            notes.append(f"not tried in a fresh process: {trial.why_not}")
+            notes.append(f"{NOT_TRIED}: {trial.why_not}")
         for master in retired:
             if master.missing:
                 notes.append(f"{master.uri} {NOTE_MISSING}")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 from encpipe import signing, strictjson
 from encpipe.access import AnyPath, resolve_config
 from encpipe.aead import Label
 from encpipe.config import Config
-from encpipe.errors import ConfigError, ManifestError, SignatureError, StorageError
+from encpipe.errors import ConfigError, EncpipeError, ManifestError, SignatureError, StorageError
 from encpipe.lifecycle.keysline import Leftover
 from encpipe.signing import SigningKey
 from encpipe.strictjson import Fields
@@ -30,6 +31,8 @@ NOTE_COPIES: Final = (
     "backups, replicas, snapshots, pickled handles and copies that others made are out of reach: who has one "
     "from before, and the right to use its master key, still opens it"
 )
+NOT_TRIED: Final = "not tried in a fresh process"
+"""How the note begins that says why there was no such try."""
 NOTE_MISSING: Final = (
     "was not there when it was to be destroyed: if no run before this one did that, it was looked for in the "
     "wrong keyring or service, and still opens copies"
@@ -101,28 +104,80 @@ class ShredReport:
     signer: str = ""
     signature: str = ""
 
+    @property
+    def untried(self) -> bool:
+        """Whether a fresh process should have tried to open it, and none could."""
+        return any(note.startswith(NOT_TRIED) for note in self.notes)
+
     def as_json(self) -> dict[str, Any]:
         """For `--json` and `--report`."""
         return {"format": FORMAT, **asdict(self)}
 
     def signed(self, key: SigningKey | None) -> ShredReport:
-        """The same with the signature of `key`, over all of `as_json` but the signature itself."""
+        """The same with the signature of `key`, over all of `as_json` but the signature itself.
+
+        What was shredded is shredded: where signing fails the report is unsigned, and a note says why.
+        """
         if key is None:
             return self
-        named = replace(self, signer=key.signer, signature="")
-        return replace(named, signature=key.sign_bytes(Label.SHRED_REPORT, _signed_bytes(named.as_json())))
+        try:
+            named = replace(self, signer=key.signer, signature="")
+            signature = key.sign_bytes(Label.SHRED_REPORT, _signed_bytes(named.as_json()))
+        except EncpipeError as error:
+            return replace(self, notes=(*self.notes, f"not signed: {error.message}"))
+        return replace(named, signature=signature)
 
     def save(self, path: AnyPath) -> None:
         """Write it to a new file. Raises `ConfigError` `exists`, `StorageError`."""
+        with new_file(path) as file:
+            file.save(self)
+
+
+class NewFile:
+    """A file made for a report before there is one, so that what stands against it shows in time."""
+
+    def __init__(self, path: AnyPath, file: BinaryIO) -> None:
+        self._path, self._file = path, file
+        self._saved = False
+
+    def save(self, report: ShredReport) -> None:
+        """Write the report, durably. Raises `StorageError`."""
         try:
-            with Path(path).open("xb") as file:
-                file.write(strictjson.dumps(self.as_json()) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except FileExistsError:
-            raise exists(path) from None
+            self._file.write(strictjson.dumps(report.as_json()) + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
         except OSError as error:
-            raise StorageError(f"the report {os.fspath(path)!r} was not written: {error.strerror}") from None
+            raise not_written(self._path, error) from None
+        self._saved = True
+
+    def close(self) -> None:
+        """Close it; one without a report goes."""
+        with contextlib.suppress(OSError):  # what was saved is on the disk, and the rest is none
+            self._file.close()
+        if not self._saved:
+            with contextlib.suppress(OSError):
+                Path(self._path).unlink()
+
+
+@contextlib.contextmanager
+def new_file(path: AnyPath) -> Iterator[NewFile]:
+    """A new file for one report. Raises `ConfigError` `exists`, `StorageError`."""
+    try:
+        file = NewFile(path, Path(path).open("xb"))  # noqa: SIM115 - it is closed below
+    except FileExistsError:
+        raise exists(path) from None
+    except OSError as error:
+        raise not_written(path, error) from None
+    with contextlib.closing(file):
+        yield file
+
+
+def not_written(path: AnyPath, error: OSError) -> StorageError:
+    """The error for a report file that cannot be written."""
+    return StorageError(
+        f"the report {os.fspath(path)!r} cannot be written: {error.strerror}",
+        hint="name a new file in a folder that is there, on a disk with room",
+    )
 
 
 def exists(path: AnyPath) -> ConfigError:

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import Cli
 
+from encpipe.errors import StorageError
+from encpipe.lifecycle.shredreport import NewFile
+
 MANIFEST = Path("enc/_encpipe/manifest.json")
 
 
@@ -115,6 +118,42 @@ def test_a_report_that_is_there_is_not_overwritten(data: Cli, name: str) -> None
     error = data("shred", "enc", "--confirm", name, "--report", "report.json", "--json", code=2).json["error"]
     assert error["code"] == "exists"
     assert (MANIFEST.read_bytes(), Path("report.json").read_text()) == (before, "mine")
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_report_that_cannot_be_made_stops_it_in_time(data: Cli, name: str, dry_run: bool) -> None:
+    before = MANIFEST.read_bytes()
+    more = ("--dry-run",) if dry_run else ()
+    code = 0 if dry_run else 5
+    data("shred", "enc", "--confirm", name, "--report", "no/report.json", *more, "--json", code=code)
+    assert MANIFEST.read_bytes() == before
+    data("shred", "enc", "--confirm", "0" * 32, "--report", "report.json", "--json", code=2)
+    assert not Path("report.json").exists()
+
+
+def test_a_report_that_cannot_be_saved_is_shown(
+    data: Cli, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(NewFile, "save", _failing)
+        shown = data("shred", "enc", "--confirm", name, "--report", "report.json", "--json", code=5)
+    assert json.loads(shown.out)["verdict"] == "removed"
+    assert "the disk is full" in shown.err
+    assert "keep the report that was printed" in shown.err
+    assert not Path("report.json").exists()
+
+
+def _failing(self: NewFile, report: object) -> None:
+    raise StorageError("the disk is full")
+
+
+def test_that_nothing_was_tried_is_in_the_verdict(
+    data: Cli, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encpipe.lifecycle.shredtrial.CHILD", "encpipe.no_such_module")
+    shown = data("shred", "enc", "--confirm", name).out
+    (line,) = [line for line in shown.splitlines() if "removed: no copy was found" in line]
+    assert "no fresh process could try it" in line
 
 
 def test_a_report_is_signed_and_checked(data: Cli, home: Path) -> None:

@@ -11,12 +11,21 @@ import pytest
 from scene import KEYS, PII, Scene, ids, on_s3, people
 
 import encpipe
-from encpipe import Config, ConfigError, EncpipeError, ShreddedError, SignatureError, StaleDatasetError
+from encpipe import (
+    Config,
+    ConfigError,
+    EncpipeError,
+    KmsUnavailableError,
+    ShreddedError,
+    SignatureError,
+    StaleDatasetError,
+)
+from encpipe.aead import Label
 from encpipe.audit import verify_audit
 from encpipe.config import AuditConfig, SigningConfig, TrustConfig
 from encpipe.lifecycle import ShredReport
 from encpipe.manifest import Manifest
-from encpipe.signing import create_key_file
+from encpipe.signing import SigningKey, create_key_file
 from encpipe.state import read_manifest
 
 MANIFEST = "_encpipe/manifest.json"
@@ -291,6 +300,25 @@ def test_a_signed_report_is_known_again(local: Scene, tmp_path: Path) -> None:
     pretty = tmp_path / "pretty.json"
     pretty.write_text(json.dumps(report.as_json(), indent=2))
     assert encpipe.verify_shred_report(pretty, signers=[signer]) == found
+
+
+def test_a_report_that_cannot_be_signed_is_told_unsigned(
+    local: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.config = replace(local.config, signing=SigningConfig(tmp_path / "signer.pem"))
+    create_key_file(tmp_path / "signer.pem")
+    encpipe.sign_dataset(local.url, **local.access)
+    real = SigningKey.sign_bytes
+
+    def sign(self: SigningKey, label: Label, data: bytes) -> str:
+        if label is Label.SHRED_REPORT:
+            raise KmsUnavailableError("the service is away")
+        return real(self, label, data)
+
+    monkeypatch.setattr(SigningKey, "sign_bytes", sign)
+    report = shred(local)
+    assert (report.verdict, report.signer, report.signature) == ("removed", "", "")
+    assert report.notes[-1] == "not signed: the service is away"
 
 
 @pytest.mark.parametrize(
