@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from encpipe import aead, filelist, strictjson
+from encpipe import journal as journals
 from encpipe.aead import Label
-from encpipe.errors import DecryptionError, EncpipeError, ManifestError
+from encpipe.errors import ConflictError, DecryptionError, EncpipeError, ManifestError
 from encpipe.filelist import FileEntry
 from encpipe.journal import RESTART_HINT, Journal, check_signature
 from encpipe.keys import Secret
@@ -49,7 +50,8 @@ class Records:
     def add(self, n: int, entry: FileEntry, made: Iterable[PartitionKek] = ()) -> None:
         """Record that file `n` of the source is finished, and its partition KEKs that the write made.
 
-        Raises `EncpipeError` `unsupported` for an entry that could not be read again.
+        Raises `EncpipeError` `unsupported` for an entry that could not be read again, and `ConflictError`
+        where there are new KEKs and the journal is gone: a shred took it, and looks for such records once.
         """
         keks = [kek.as_json() for kek in made]
         plaintext = strictjson.dumps({**entry.as_json(), **({"made": keks} if keks else {})})
@@ -63,6 +65,11 @@ class Records:
         if self._signing_key is not None:
             signature = self._signing_key.sign_journal(self._journal.writer_id, aad + plaintext)
             plaintext += b"\n" + signature.encode()
+        if keks and not journals.still_there(self._storage, self._journal.writer_id):
+            raise ConflictError(
+                "this write was thrown away in the meantime, by a shred or by a run with --restart",
+                hint="run the command again",
+            )
         self._storage.create(self._path(n), aead.seal(self._key(n), plaintext, aad=aad))
 
     def read(self, n: int, partitions: tuple[str, ...]) -> FileEntry:

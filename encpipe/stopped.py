@@ -247,11 +247,23 @@ def throw_away(storage: Storage, journal: Journal, records: Records, partitions:
     """Remove what a write made: no later run can go on with it. Raises nothing: the error that led here
     matters more than one on the way.
 
-    What another run may have committed under this journal stays: the journal goes first, without which nobody
-    commits.
+    The journal goes first, without which nobody commits. Data files that another run may have committed under
+    it stay, and those whose record is gone, which `gc` removes.
     """
     with suppress(EncpipeError):
-        paths = recorded_paths(records, partitions)
+        paths = _paths_left(records, partitions)
         storage.delete(journals.journal_path(journal.writer_id))
-        if surely_not_committed(storage, journal.writer_id, journal.base_generation):
-            journals.remove(storage, journal.writer_id, paths)
+        sure = surely_not_committed(storage, journal.writer_id, journal.base_generation)
+        journals.remove(storage, journal.writer_id, paths if sure else ())
+
+
+def _paths_left(records: Records, partitions: tuple[str, ...]) -> list[str]:
+    """What the records name that are still there: a shred may be removing them."""
+    paths: list[str] = []
+    for n in list(records.numbers()):
+        try:
+            paths.append(records.read(n, partitions).path)
+        except StorageError as error:
+            if error.code != "not-found":
+                raise
+    return paths

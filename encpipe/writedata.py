@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from encpipe import journal as journals
 from encpipe.commit import Contents, Target
+from encpipe.errors import ConflictError
 from encpipe.journal import Journal
 from encpipe.keyring import DatasetKeys
 from encpipe.keys import new_id
@@ -16,6 +17,7 @@ from encpipe.layouts import NewLayouts
 from encpipe.parquet import Layout
 from encpipe.sealing import SealJob
 from encpipe.signing import SigningKey
+from encpipe.state import State, read_manifest
 from encpipe.storage import Storage
 
 
@@ -24,7 +26,9 @@ def start_journal(
 ) -> Journal:
     """A new journal for a write to `target`, signed by `key`; owned until `held` ends.
 
-    `digest` stands for source and settings. Raises `EncpipeError` `unsupported`, `StorageError`.
+    `digest` stands for source and settings. Raises `EncpipeError` `unsupported`, `StorageError`; and
+    `ConflictError` where what it builds upon was shredded or re-keyed meanwhile: who did may have looked for
+    journals before this one was there.
     """
     base = target.base
     journal = Journal(
@@ -42,7 +46,22 @@ def start_journal(
     held.enter_context(storage.hold(journals.lock_path(journal.writer_id)))
     data = journal.as_bytes(target.keks[target.active(target.footer_key).id])
     storage.create(journals.journal_path(journal.writer_id), data)
+    if base is not None and not _is_still_base(storage, base):
+        journals.remove(storage, journal.writer_id)
+        raise ConflictError(
+            "another writer changed the dataset's keys in the meantime, or shredded what it builds upon",
+            hint="nothing was changed; run the command again",
+        )
     return journal
+
+
+def _is_still_base(storage: Storage, base: State) -> bool:
+    """Whether the dataset has the keys of `base` still; where partitions have their own, also its list."""
+    found = read_manifest(storage)[1]
+    if (found.core.dataset_id, found.core.keks) != (base.view.core.dataset_id, base.view.core.keks):
+        return False
+    cores = (found.head, *found.retained)
+    return not base.files.policy.partition_keys or any(t.digest == base.view.digest for t in cores)
 
 
 def seal_job(

@@ -171,8 +171,8 @@ class WriteSession:
         done = self._finished(records)
         try:
             entries = self._seal(target, records, done)
-        except BaseException:
-            if not self._source.resumable:
+        except BaseException as error:
+            if isinstance(error, ConflictError) or not self._source.resumable:
                 throw_away(self._storage, journal, records, self._contents.partitions)
             raise
         generation, target, entries = self._commit_or_clean_up(journal, target, records, entries)

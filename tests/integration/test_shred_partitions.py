@@ -240,6 +240,48 @@ def test_an_append_to_it_in_flight_loses(
     assert rows(scene) == list(range(12, 36))
 
 
+@pytest.mark.parametrize("step", [f"create {journals.FOLDER}ID/journal.json", "create_file data/ID.parquet"])
+def test_an_append_that_it_overtakes_leaves_no_new_keks(
+    local: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Its base is two generations older then, and out of the manifest."""
+    log = steps.install(monkeypatch)
+
+    def before(n: int, now: str) -> None:
+        if now == step:
+            log.before = lambda n, step: None
+            local.append(tree(tmp_path / "other", (2022,), first=50))
+            assert cut(local, {"year": "2020"}).verdict == "removed"
+            log.steps.clear()
+
+    log.before = before
+    with pytest.raises(ConflictError):
+        local.append(tree(tmp_path / "more", (2023,), first=80), workers=1)
+    assert log.count("create", ".sealed") == 0
+    assert local.objects(journals.FOLDER) == []
+    assert rows(local) == [*range(12, 24), *range(50, 62)]
+    assert len(local.objects("data/")) == 6
+
+
+def test_an_append_that_it_overtakes_removes_its_records(
+    local: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records without new KEKs, made after the shred looked, go too."""
+    log = steps.install(monkeypatch)
+
+    def before(n: int, step: str) -> None:
+        if step == "create_file data/ID.parquet":
+            log.before = lambda n, step: None
+            local.append(tree(tmp_path / "other", (2022,), first=50))
+            cut(local, {"year": "2020"})
+
+    log.before = before
+    with pytest.raises(ConflictError):
+        local.append(tree(tmp_path / "more", (2021,), first=80), workers=1)
+    assert local.objects(journals.FOLDER) == []
+    assert rows(local) == [*range(12, 24), *range(50, 62)]
+
+
 def test_it_goes_on_top_of_an_append(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_commit(monkeypatch, lambda: scene.append(tree(tmp_path / "again", (2020, 2023), first=50)))
     report = cut(scene, {"year": "2020"})

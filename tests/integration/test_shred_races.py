@@ -126,6 +126,27 @@ def test_an_append_in_flight_loses(
 
 
 @pytest.mark.parametrize("names", [(), ("pii",)])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_write_that_begins_its_journal_too_late_drops_it(
+    local: Scene, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], overwrite: bool
+) -> None:
+    log = steps.install(monkeypatch)
+
+    def before(n: int, step: str) -> None:
+        if step == f"create {journals.FOLDER}ID/journal.json":
+            log.before = lambda n, step: None
+            assert shred(local, *names).verdict == "removed"
+
+    log.before = before
+    with pytest.raises(ConflictError):
+        local.write(people(10), overwrite=True) if overwrite else local.append(people(10))
+    assert local.objects(journals.FOLDER) == []
+    assert len(local.objects("data/")) == 1
+    assert log.count("create_file") == 0
+    assert shred(local, *names).removed == ()
+
+
+@pytest.mark.parametrize("names", [(), ("pii",)])
 def test_an_overwrite_in_flight_loses(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
 ) -> None:
