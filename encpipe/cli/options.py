@@ -158,6 +158,18 @@ def policy_of(
     return policy if footer_key is None else replace(policy, footer_key=footer_key)
 
 
+def check_keys_named(keys: Sequence[str] | None, policy: Policy) -> None:
+    """Raise `ConfigError` for a `--key` of a key name under which nothing falls: a typo, most likely."""
+    for name in parse_keys(keys or ()):
+        if name not in policy.key_names:
+            raise ConfigError(
+                f"--key {name}=...: nothing is under key name {name[:40]!r}; there are: "
+                f"{', '.join(policy.key_names)}",
+                hint="columns fall under a key name by --columns NAME=GLOBS, or by the policy",
+                code="usage",
+            )
+
+
 def parse_keys(values: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """`NAME=URI` flags: key name -> URIs in the order given."""
     keys: dict[str, tuple[str, ...]] = {}

@@ -91,6 +91,8 @@ def encrypt(
 
     settings = opt.settings(config, storage_option, keys=key)
     opt.must_be_configured(settings.config)
+    wanted = opt.policy_of(settings.config, policy, columns, footer_key, partition_keys)
+    opt.check_keys_named(key, wanted)
     if overwrite and not yes:
         opt.confirm(
             f"replace the dataset at {target}, if there is one? Earlier generations stay readable", json=json
@@ -101,7 +103,7 @@ def encrypt(
             source,
             target,
             source_format=format,
-            policy=opt.policy_of(settings.config, policy, columns, footer_key, partition_keys),
+            policy=wanted,
             config=settings.config,
             master_keys=settings.master_keys,
             storage_options=_storage(settings.storage_options, single_writer),

@@ -11,7 +11,7 @@ from typing import Final
 from encpipe.access import Access, AnyPath, open_access, overlap
 from encpipe.audit import Event
 from encpipe.errors import ConfigError, ConflictError, EncpipeError, KeyNotFoundError
-from encpipe.keys import MasterKey, WrappedKey
+from encpipe.keys import KeyContext, MasterKey, Secret, WrappedKey, new_id
 from encpipe.kms.base import Destroyable
 from encpipe.kms.registry import MasterKeys
 from encpipe.lifecycle.change import change_keys
@@ -55,6 +55,7 @@ class Retirement:
 
         `wrapped` are those that wrap KEKs of the dataset, `staying` those of them under which some stay. One
         that is gone already is no fault where the dataset is shredded, `again`: a run before destroyed it.
+        A new master key that does not wrap is refused as its service does.
         """
         self._check_use()
         if not self._moves:
@@ -64,6 +65,7 @@ class Retirement:
             with self._other(url) as access:
                 others |= wrapped_by(read_manifest(access.storage)[1])
         self._check_apart({*staying, *others})
+        self._check_new(dataset_id)
         known = {*wrapped, *others, *self._mark.read(dataset_id)}
         for old in self._moves:
             there = True
@@ -98,6 +100,12 @@ class Retirement:
                     hint="--also is for other datasets; what stays of this one moves anyway",
                     code="usage",
                 )
+
+    def _check_new(self, dataset_id: str) -> None:
+        """Wrap a key made up for it by each new master key, before anything is changed. One call each."""
+        for uri in dict.fromkeys(filter(None, self._moves.values())):
+            master = self._access.master_keys.trusting({_NAMED_HERE: (uri,)}).get(uri, key_name=_NAMED_HERE)
+            master.wrap(Secret.random(), aad=KeyContext(dataset_id, _NAMED_HERE, new_id()))
 
     def _check_apart(self, staying: Collection[str]) -> None:
         """Two URIs that may name one key would let what moved, or never moved, be lost with it."""

@@ -36,8 +36,10 @@ def open_storage(url: str, *, config: Config, options: Mapping[str, Any] | None 
     scheme = url.partition("://")[0] if "://" in url else "file"
     target = SCHEMES.get(scheme)
     if target is None:
-        known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise ConfigError(f"no storage for the scheme {scheme[:40]!r}", hint=f"known: a local path, {known}")
+        known = "known: a local path, " + ", ".join(f"{name}://" for name in SCHEMES)
+        if scheme.startswith("grpc"):
+            known = "what a gateway serves (grpc+tls://) is read by encpipe head and open_gateway only"
+        raise ConfigError(f"no storage for the scheme {scheme[:40]!r}", hint=known)
     module, _, name = target.partition(":")
     merged = {**config.storage.get(scheme, {}), **(options or {})}
     made: Storage = getattr(import_module(module), name)(url, merged, config)

@@ -80,6 +80,21 @@ def test_flags_change_the_policy_and_the_keys(ready: Cli) -> None:
     assert ready("encrypt", "plain.parquet", "second", *other).json["master_keys"] == {"pii": ["local:pii"]}
 
 
+def test_a_key_for_a_name_under_which_nothing_falls_is_refused(ready: Cli) -> None:
+    pq.write_table(TABLE, "plain.parquet")
+    for name in ("foter", "pii"):
+        error = ready("encrypt", "plain.parquet", "enc", "--key", f"{name}=local:pii", "--json", code=2).json[
+            "error"
+        ]
+        assert (error["code"], name in error["message"]) == ("usage", True)
+    assert not Path("enc").exists()
+
+
+def test_a_gateway_is_no_storage(ready: Cli) -> None:
+    error = ready("inspect", "grpc+tls://localhost:1/flights", "--json", code=2).json["error"]
+    assert "encpipe head" in error["hint"]
+
+
 def test_nothing_is_replaced_without_a_yes(data: Cli) -> None:
     again = ("encrypt", "plain.parquet", "enc", *PII)
     assert data(*again, "--json", code=2).json["error"]["code"] == "exists"

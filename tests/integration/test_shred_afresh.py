@@ -220,6 +220,16 @@ def test_without_a_master_key_to_move_to_nothing_happens(scene: Local) -> None:
     assert ids(scene.table()) == list(range(6))
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_new_master_key_that_is_not_there_is_told_of_even_where_nothing_moves(
+    scene: Local, dry_run: bool
+) -> None:
+    with pytest.raises(KeyNotFoundError):
+        shred(scene, retire_master={"local:pii": "local:absent"}, dry_run=dry_run)
+    assert states(scene) == {"footer": "active", "pii": "active"}
+    assert ids(scene.table()) == list(range(6))
+
+
 def test_a_dataset_that_cannot_move_stops_it_all(scene: Local, tmp_path: Path) -> None:
     other = Local(str(tmp_path / "other"), config=scene.config)
     other.write(people(0))
