@@ -270,10 +270,19 @@ def _load(load: Callable[..., object], setting: str, path: Path, *more: object) 
     try:
         load(path, *more)
     except OSError as error:  # ssl.SSLError is one
-        reason = "holds no usable certificate or key" if isinstance(error, ssl.SSLError) else error.strerror
+        reason = pem_failure(error)
         raise ConfigError(
             f"tls.{setting} cannot be used: {path}: {reason}", hint="name a readable PEM file"
         ) from None
+
+
+def pem_failure(error: OSError) -> str:
+    """Why a PEM file could not be loaded into an `ssl.SSLContext`, in words."""
+    if not isinstance(error, ssl.SSLError):
+        return error.strerror or type(error).__name__
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return "the key does not belong to the certificate"
+    return "no usable certificate or key is in it"
 
 
 def _refuse_passphrase() -> NoReturn:

@@ -7,6 +7,7 @@ from typing import Any, Final, NoReturn
 
 import grpc
 
+from encpipe import transport
 from encpipe.errors import ConfigError
 from encpipe.gateway.settings import GatewaySettings
 from encpipe.kms import privatefile
@@ -39,7 +40,7 @@ def _load(settings: GatewaySettings) -> Any:
         context.load_cert_chain(settings.certificate, settings.key, password=_refuse_passphrase)
         certificate, authority = settings.certificate.read_bytes(), settings.client_ca.read_bytes()
     except OSError as error:  # ssl.SSLError is one
-        reason = "they hold no usable PEM" if isinstance(error, ssl.SSLError) else error.strerror
+        reason = transport.pem_failure(error)
         names = ", ".join(str(path) for path in (settings.certificate, settings.key, settings.client_ca))
         raise ConfigError(
             f"certificate, key or client_ca of the gateway cannot be used: {reason}", hint=f"see {names}"

@@ -187,6 +187,11 @@ def test_unusable_files_are_config_errors_that_name_them(
             make(tls)
 
 
+def test_a_key_of_another_certificate_is_told_as_such(ca: CertificateAuthority) -> None:
+    with pytest.raises(ConfigError, match="does not belong to the certificate"):
+        transport.ssl_context(TlsConfig(client_cert=ca.client().cert, client_key=ca.client().key))
+
+
 def test_a_protected_client_key_is_refused_without_asking(ca: CertificateAuthority, tmp_path: Path) -> None:
     own = ca.client()
     key = serialization.load_pem_private_key(own.key.read_bytes(), None)
