@@ -133,6 +133,7 @@ def test_a_record_of_a_file_under_new_partition_keks() -> None:
     kek_id = KEK_IDS["footer"]
     made = PartitionKek.make("footer", kek_id, FOOTER_KEK, {"day": None}, dataset_id=DATASET_ID)
     entry = dataclasses.replace(ENTRY, partition={"day": None}, partition_keks=(made.id,))
+    storage.create(f"_encpipe/pending/{WRITER}/journal.json", JOURNAL.as_bytes(FOOTER_KEK))
     Records(storage, JOURNAL, FOOTER_KEK).add(7, entry, [made])
     sealed = storage.read(f"_encpipe/pending/{WRITER}/7.sealed", limit=1 << 20)
     key = derive("journal-file", bytes.fromhex(WRITER) + u64(7))
