@@ -108,6 +108,7 @@ def run(app: typer.Typer) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason to fail
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own lines tell what our errors tell as well
     typer.main.get_command(app).main(prog_name=PROGRAM)
     raise AssertionError("unreachable")
 

@@ -3,7 +3,3 @@
 `identity`, `rules`, `tickets`, `wire` and `limits` decide, without I/O; `views` is what an identity sees of a
 dataset; `service` answers, `server` speaks gRPC; `client` reads. What crosses: docs/adr/0013.
 """
-
-import os
-
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC writes to standard error what our errors tell as well
